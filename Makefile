@@ -1,0 +1,49 @@
+# `make demo` and `make test` set everything up by themselves; a second call reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+NATIVE := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+# Debian ships python3 without venv; virtualenv from PyPI then does the same without root.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bdfast needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && \
+	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
+	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv $(VENV); }
+
+$(INSTALLED): $(BIN)/python pyproject.toml setup.py $(NATIVE)
+	$(BIN)/python -m pip install --quiet 'torch>=2.13' torchvision 'setuptools>=77' ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## Virtual environment, dependencies, native build
+
+demo: $(INSTALLED) ## Train a backdoored network, clean it, write demo-output/report.html
+	$(BIN)/bdfast demo
+
+test: $(INSTALLED) ## The test suite, with coverage
+	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=80 --durations=10
+
+lint: $(INSTALLED) ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter-out %.c,$(NATIVE))
+
+format: $(INSTALLED) ## Format everything in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter-out %.c,$(NATIVE))
+
+bench: $(INSTALLED) ## Timings against the published way of doing it
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only --benchmark-group-by=group --benchmark-columns=min,median,ops -q
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) $(VENV)-bootstrap build dist *.egg-info bdfast/_C*.so demo-output .pytest_cache .mypy_cache .ruff_cache .coverage
