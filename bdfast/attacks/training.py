@@ -1,0 +1,68 @@
+"""Training a network on poisoned data: what the attacker does, so that a defense has something to clean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from bdfast.data.batches import Batch, Batches
+from bdfast.evaluation import device_of
+from bdfast.modes import preserved_modes
+from bdfast.progress import Progress, Silent
+from bdfast.training import Run, StepResult, seeded
+
+
+def train(
+    model: nn.Module,
+    data: Dataset[Any],
+    *,
+    epochs: int = 5,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    amp: bool = True,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Train `model` in place, with SGD (Nesterov momentum 0.9) on the one-cycle schedule.
+
+    Smith and Topin, "Super-convergence" (2018): a few epochs do what a hundred of a flat schedule do.
+
+    Args:
+        model: A classifier with fresh weights.
+        data: Training set, poisoned or not.
+        epochs: Passes over it.
+        batch_size: Images in one step.
+        lr: Peak of the schedule.
+        weight_decay: L2 penalty.
+        seed: Of the order of batches.
+        amp: bfloat16 where the device computes in it.
+        progress: Where to show progress.
+
+    Returns:
+        One row per epoch: "stage", "epoch", "accuracy" on the training batches, "loss", "seconds".
+    """
+    device = device_of(model)
+    batches = Batches(data, device=device, batch_size=batch_size, name="data")
+    run = Run(seed=seed, amp=amp, progress=progress or Silent())
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    steps = epochs * -(-len(batches) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+
+    def step(batch: Batch) -> StepResult:
+        optimizer.zero_grad()
+        with run.autocast(device):
+            logits, targets = run.forward(model, batch)
+        loss = F.cross_entropy(logits.float(), targets)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return StepResult(loss, logits, targets)
+
+    with preserved_modes(model), seeded(seed, device):
+        run.epochs("train", model, batches, step, optimizer, epochs=epochs)
+    return run.history

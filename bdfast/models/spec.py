@@ -1,0 +1,80 @@
+"""How to build a network again: a small description that travels inside the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import torchvision
+from torch import nn
+
+from bdfast.models.normalized import normalized
+from bdfast.models.preact_resnet import PreActResNet18, Stem
+from bdfast.names import nearest
+
+OWN = "preact_resnet18"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """An architecture with its arguments.
+
+    Attributes:
+        arch: "preact_resnet18", or the name of a classifier of torchvision (resnet18, vit_b_16, ...).
+        num_classes: Number of outputs.
+        in_channels: Channels of the image; torchvision's networks take 3.
+        width: Channels of the first stage of preact_resnet18.
+        stem: First layer of preact_resnet18: cifar, stride2 or imagenet.
+        mean: Mean per channel that the network subtracts; no normalisation when left out.
+        std: Standard deviation per channel that it divides by.
+    """
+
+    arch: str = OWN
+    num_classes: int = 10
+    in_channels: int = 3
+    width: int = 64
+    stem: Stem = "cifar"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def build(self) -> nn.Module:
+        """The network with fresh weights.
+
+        Raises:
+            ValueError: There is no such architecture; the message names the nearest.
+        """
+        network: nn.Module
+        if self.arch == OWN:
+            network = PreActResNet18(self.num_classes, width=self.width, in_channels=self.in_channels, stem=self.stem)
+        else:
+            known = torchvision.models.list_models(module=torchvision.models)
+            if self.arch not in known:
+                raise ValueError(
+                    f"arch: expected {OWN} or a classifier of torchvision, got {self.arch!r}; "
+                    f"{nearest(self.arch, [OWN, *known])}"
+                )
+            network = torchvision.models.get_model(self.arch, weights=None, num_classes=self.num_classes)
+        return normalized(network, self.mean, self.std) if self.mean else network
+
+    def to_json(self) -> str:
+        """As text, for the metadata of a checkpoint."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """From the text of `to_json`, which may come from a stranger.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            values = json.loads(text)
+            values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+            spec = cls(**values)
+            sizes = (spec.num_classes, spec.in_channels, spec.width)
+            sound = all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"model description: expected one that bdfast wrote, got {text[:80]!r}.") from error
+        if not sound:
+            raise ValueError(f"model description: expected sizes between 1 and a million, got {sizes}.")
+        return spec
