@@ -13,6 +13,7 @@ from bdfast.data.batches import Batch, Batches
 from bdfast.evaluation import device_of
 from bdfast.modes import preserved_modes
 from bdfast.progress import Progress, Silent
+from bdfast.sharpness import check_finite_gradients
 from bdfast.training import Run, StepResult, seeded
 
 
@@ -59,6 +60,7 @@ def train(
             logits, targets = run.forward(model, batch)
         loss = F.cross_entropy(logits.float(), targets)
         loss.backward()
+        check_finite_gradients(model.named_parameters())
         optimizer.step()
         schedule.step()
         return StepResult(loss, logits, targets)

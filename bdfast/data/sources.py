@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,10 @@ def _unpack(folder: Path, raw: Path) -> None:
                     shutil.copyfileobj(source, partial)
                 partial.close()
                 os.replace(partial.name, raw / name)
-            except BaseException:
+            except BaseException as error:
                 Path(partial.name).unlink(missing_ok=True)
+                if isinstance(error, EOFError | zlib.error):
+                    raise SourceUnavailable(f"{packed.name} is damaged") from error
                 raise
     _check_cache(raw)
 

@@ -1,0 +1,153 @@
+"""`purify`: the front door of all defenses."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from bdfast.data.batches import Batches
+from bdfast.defenses import METHODS, Defense, PurifyResult
+from bdfast.evaluation import Forward, checked_forward, default_forward, device_of
+from bdfast.journal import Journal, fingerprint
+from bdfast.modes import eval_mode, preserved_modes
+from bdfast.names import nearest
+from bdfast.progress import Bars, Progress, Silent
+from bdfast.training import Augment, Run, seeded
+
+
+def purify(
+    model: nn.Module,
+    clean: Dataset[Any] | DataLoader[Any],
+    *,
+    method: str | Defense = "tsbd",
+    workdir: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = False,
+    inplace: bool = False,
+    seed: int = 0,
+    batch_size: int = 256,
+    augment: Augment | None = None,
+    amp: bool = True,
+    forward: Forward = default_forward,
+    **options: Any,
+) -> PurifyResult:
+    """Remove a backdoor from a trained classifier with a small set of clean images, and nothing else.
+
+    There is no parameter through which triggered or test data could come in; whatever a method has to choose, it
+    chooses from `clean`.
+
+    Args:
+        model: Any classifier; its device and dtype are used.
+        clean: Map-style data set of (image, label), or a DataLoader over one, of which batch size, collate function and
+            workers are used. A few hundred images; 5 % of the training set in the literature.
+        method: A name from `bdfast.list_methods("purify")`, or its options object.
+        workdir: Folder for checkpoints. A run that was killed goes on from the last finished epoch when it is called
+            again with the same arguments, and ends with the same bits.
+        progress: Show progress on stderr.
+        inplace: Purify `model` itself instead of a copy. If the run fails, its weights are as they were.
+        seed: Fixes all randomness. The global generators are left where they were.
+        batch_size: For a data set; a DataLoader brings its own.
+        augment: Applied to the images of every training batch, such as `bdfast.ShiftFlip()`, for data that is not
+            augmented by itself. The published results rest on augmented clean data.
+        amp: Compute the forward passes in bfloat16 where the device has instructions for it.
+        forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
+        **options: Fields of the method's dataclass, by name.
+
+    Returns:
+        The purified model with scores, history and the options that were used.
+
+    Raises:
+        ValueError: An argument is wrong; the message says which, what was expected, what came and what to do. Nothing
+            has changed then.
+        FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
+    """
+    defense = _defense(method, options)
+    device = device_of(model)
+    batches = Batches(clean, device=device, batch_size=batch_size)
+    _check_model(model)
+    _check_clean(model, batches, forward)
+
+    started = perf_counter()
+    run = Run(seed=seed, forward=forward, augment=augment, amp=amp, progress=_progress(progress))
+    if workdir is not None:
+        description = f"{defense!r} {seed=} {augment=} {amp=} samples={len(batches)} batch_size={batches.batch_size}"
+        run.journal = Journal(Path(workdir), fingerprint(model, description))
+    target = model if inplace else copy.deepcopy(model)
+    before = copy.deepcopy(model.state_dict()) if inplace else None
+    try:
+        with preserved_modes(target), seeded(seed, device):
+            outcome = defense.run(target, batches, run)
+    except BaseException:
+        if before is not None:
+            model.load_state_dict(before)
+        raise
+    for parameter in target.parameters():
+        parameter.grad = None
+    return PurifyResult(
+        model=target,
+        method=next(name for name, cls in METHODS.items() if isinstance(defense, cls)),
+        scores=outcome.scores,
+        neurons=outcome.neurons,
+        history=run.history,
+        options={**asdict(defense), **outcome.chosen, "seed": seed},
+        seconds=perf_counter() - started,
+    )
+
+
+def _defense(method: str | Defense, options: dict[str, Any]) -> Defense:
+    if isinstance(method, Defense):
+        if options:
+            raise ValueError(
+                f"method: expected its options inside {type(method).__name__}(...), got {', '.join(options)} "
+                "beside it; put them there."
+            )
+        return method
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}; {nearest(method, METHODS)}")
+    known = [field.name for field in fields(METHODS[method])]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"{name}: expected an option of {method} ({', '.join(known)}), got something else; "
+                f"{nearest(name, known)}"
+            )
+    return METHODS[method](**options)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "model: expected parameters that can be trained, got a model that is frozen throughout; call "
+            "model.requires_grad_(True) first."
+        )
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(
+                f"model: expected finite weights, got NaN or infinity in {name}; load a checkpoint that is not damaged."
+            )
+
+
+def _check_clean(model: nn.Module, batches: Batches, forward: Forward) -> None:
+    """One forward pass over everything finds wrong shapes and labels before hours of work do."""
+    with eval_mode(model), torch.inference_mode():
+        for index, batch in enumerate(batches.ordered()):
+            where = f"{batches.name}: batch {index}"
+            _, columns = checked_forward(model, batch, forward, where)
+            if len(columns) != 1:
+                raise ValueError(
+                    f"{where}: expected (image, label), got {len(columns)} labels per image; pass clean data, or "
+                    "forward= that returns (logits, targets)."
+                )
+
+
+def _progress(progress: bool | Progress) -> Progress:
+    if isinstance(progress, bool):
+        return Bars() if progress else Silent()
+    return progress

@@ -1,0 +1,183 @@
+"""The one loop that every method runs on: epochs of steps, with progress, history, checkpoints and resume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from bdfast.data.batches import Batch, Batches
+from bdfast.evaluation import Forward, default_forward
+from bdfast.journal import Journal
+from bdfast.modes import eval_mode
+from bdfast.progress import Progress, Silent
+
+
+class StepResult(NamedTuple):
+    """What a step reports: mean loss [], logits [B, K] and targets [B] of its batch."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    targets: torch.Tensor
+
+
+Step = Callable[[Batch], StepResult]
+Augment = Callable[[torch.Tensor], torch.Tensor]
+"""Images [B, C, H, W] -> images of the same shape; it draws from torch's generator, which the run has seeded."""
+
+
+@dataclass
+class Run:
+    """What a method gets besides its options: randomness, precision, and where to report and store.
+
+    Attributes:
+        seed: Fixes the order of batches and everything drawn from torch's generator inside the run.
+        forward: (model, batch) -> (logits, targets).
+        augment: Applied to the images of every training batch.
+        amp: Run forward passes in bfloat16 where the device computes in it.
+        progress: Where to show progress.
+        journal: Where to store checkpoints; None for nowhere.
+        history: One row per finished epoch or probe, in order.
+    """
+
+    seed: int = 0
+    forward: Forward = default_forward
+    augment: Augment | None = None
+    amp: bool = True
+    progress: Progress = field(default_factory=Silent)
+    journal: Journal | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def epochs(
+        self,
+        stage: str,
+        model: nn.Module,
+        batches: Batches,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        accuracy: Callable[[], float] | None = None,
+        stop: Callable[[float], bool] | None = None,
+        open_end: bool = False,
+        record: bool = True,
+    ) -> float:
+        """Run a stage: up to `epochs` passes over `batches`, or until `stop(accuracy)`.
+
+        After every epoch model and optimizer go to the journal; a later call with the same journal goes on from
+        there and ends with the same bits as an undisturbed one.
+
+        Args:
+            stage: Its name in history, progress and journal; unique in the run.
+            model: Set to training mode before every epoch.
+            batches: Shuffled anew in each epoch, by seed, stage and epoch.
+            step: One update; it may use anything but hidden state that the optimizer does not hold.
+            optimizer: Holds the state between steps.
+            epochs: Most passes.
+            accuracy: Measured after each epoch; when left out, of the predictions that the steps made.
+            stop: Ends the stage early.
+            open_end: Most runs stop well before `epochs`, so that these say nothing about the time left.
+            record: Put the epochs into the history.
+
+        Returns:
+            The last accuracy.
+        """
+        saved = self.journal.load(stage) if self.journal else None
+        state: dict[str, Any] = {"epoch": 0, "rows": [], "finished": epochs == 0}
+        if saved is not None:
+            model.load_state_dict(saved.pop("model"))
+            optimizer.load_state_dict(saved.pop("optimizer"))
+            state = saved
+        with self.progress.stage(stage, None if open_end else epochs) as advance:
+            while not state["finished"]:
+                state["epoch"] += 1
+                row = self._epoch(stage, state["epoch"], model, batches, step, accuracy)
+                state["rows"].append(row)
+                state["finished"] = state["epoch"] == epochs or (stop is not None and stop(row["accuracy"]))
+                if self.journal:
+                    weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                    self.journal.save(stage, {**state, **weights})
+                advance(state["epoch"], f"accuracy {row['accuracy']:.1%}")
+        if record:
+            self.history.extend(state["rows"])
+        return state["rows"][-1]["accuracy"] if state["rows"] else float("nan")
+
+    def _epoch(
+        self,
+        stage: str,
+        epoch: int,
+        model: nn.Module,
+        batches: Batches,
+        step: Step,
+        accuracy: Callable[[], float] | None,
+    ) -> dict[str, Any]:
+        started = perf_counter()
+        seed = derived_seed(self.seed, stage, epoch)
+        torch.manual_seed(seed)  # inside `seeded`: dropout and augmentation, so that a resumed epoch draws the same
+        model.train()
+        loss_sum: Any = 0.0
+        hits: Any = 0
+        count = 0
+        for batch in batches.shuffled(seed):
+            if self.augment is not None:
+                batch = (self.augment(batch[0]), *batch[1:])
+            loss, logits, targets = step(batch)
+            loss_sum = loss_sum + loss.detach() * len(targets)
+            hits = hits + (logits.detach().argmax(1) == targets).sum()
+            count += len(targets)
+        measured = float(hits) / count if accuracy is None else accuracy()
+        return {
+            "stage": stage,
+            "epoch": epoch,
+            "accuracy": measured,
+            "loss": float(loss_sum) / count,
+            "seconds": perf_counter() - started,
+        }
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """bfloat16 for the forward passes of a step, where `amp` is on and the device computes in it."""
+        if self.amp and computes_in_bfloat16(device):
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+    def accuracy(self, model: nn.Module, batches: Batches) -> float:
+        """Accuracy of `model` in eval mode."""
+        hits: Any = 0
+        count = 0
+        with eval_mode(model), torch.inference_mode(), self.autocast(batches.device):
+            for batch in batches.ordered():
+                logits, targets = self.forward(model, batch)
+                hits = hits + (logits.argmax(1) == targets).sum()
+                count += len(targets)
+        return float(hits) / count
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def derived_seed(seed: int, *path: object) -> int:
+    """A seed for one part of a run, the same on every machine and unrelated to those of the other parts."""
+    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's generators start from `seed`; after it they are where they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
