@@ -1,0 +1,55 @@
+"""Models and data as the command line names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import nn
+from torch.utils.data import Dataset
+
+from bdfast.data.named import named_data
+from bdfast.io.checkpoints import load_into, read_description
+from bdfast.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A trained network on disk.
+
+    Attributes:
+        weights: Checkpoint: safetensors, or a state dict saved by torch.
+        spec: How to build the network. A checkpoint that bdfast wrote carries it; then these options are not used.
+    """
+
+    weights: tyro.conf.Positional[Path]
+    spec: Annotated[ModelSpec, tyro.conf.arg(name="")] = field(default_factory=ModelSpec)
+
+    def load(self) -> tuple[nn.Module, ModelSpec]:
+        """The network with its weights, on the GPU if there is one."""
+        described = read_description(self.weights)
+        spec = ModelSpec.from_json(described) if described else self.spec
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load_into(spec.build(), self.weights).to(device), spec
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """Images by name.
+
+    Attributes:
+        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist.
+        root: Where torchvision's files lie; the data cache when left out.
+        size: Scale and crop the images to this many pixels a side.
+    """
+
+    data: str
+    root: Path | None = None
+    size: int | None = None
+
+    def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
+        """The data set, with as many channels as the network takes."""
+        return named_data(self.data, train=train, root=self.root, channels=spec.in_channels, size=self.size)
