@@ -36,7 +36,7 @@ def with_cuda():
         sys.exit(f"BDFAST_CUDA is {choice!r}, expected auto, 0 or 1.")
     possible = bool(sources("csrc/cuda")) and cuda_home() is not None
     if choice == "1" and not possible:
-        sys.exit("BDFAST_CUDA=1, but no CUDA toolkit or no CUDA sources were found. Set CUDA_HOME, or BDFAST_CUDA=auto.")
+        sys.exit("BDFAST_CUDA=1, but no CUDA toolkit or no CUDA sources were found; set CUDA_HOME or BDFAST_CUDA=auto.")
     return choice != "0" and possible
 
 

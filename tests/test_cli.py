@@ -83,8 +83,8 @@ def test_demo_shows_a_table(tmp_path, small_demo, capsys):
 def test_purify_and_evaluate_a_users_model(tmp_path, checkpoint, folder, capsys):
     out = tmp_path / "purified"
     main(
-        ["purify", "tsbd", str(checkpoint), "--data", str(folder), "--output", str(out), "--n", "0.2", "--epochs", "1"]
-        + ["--unlearn-lr", "0.1", "--batch-size", "8", "--no-amp", "--images", "12", "--json", "--quiet"]
+        f"purify tsbd {checkpoint} --data {folder} --output {out} --n 0.2 --epochs 1 --unlearn-lr 0.1 "
+        "--batch-size 8 --no-amp --images 12 --json --quiet".split()
     )
     summary = json.loads(capsys.readouterr().out)
     assert summary["options"]["n"] == 0.2

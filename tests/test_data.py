@@ -81,9 +81,9 @@ def test_batches_explain_unusable_data():
 
     with pytest.raises(ValueError, match="clean: expected at least one sample, got an empty data set"):
         Batches(TensorDataset(torch.zeros(0, 1)), device="cpu")
-    with pytest.raises(TypeError, match="clean: expected a map-style data set .* got Stream"):
+    with pytest.raises(TypeError, match=r"clean: expected a map-style data set .* got Stream"):
         Batches(Stream(), device="cpu")
-    with pytest.raises(ValueError, match="clean: expected enough samples .* got 1"):
+    with pytest.raises(ValueError, match=r"clean: expected enough samples .* got 1"):
         Batches(images(1), device="cpu").split(0.5, seed=0)
 
 
@@ -152,7 +152,7 @@ def test_triggered_view_of_a_plain_callable_needs_a_target():
 
 
 def test_more_poison_than_images_is_refused():
-    with pytest.raises(ValueError, match="poison_rate: expected at most 0.750"):
+    with pytest.raises(ValueError, match=r"poison_rate: expected at most 0.750"):
         poisoned(images(), BadNets(poison_rate=0.9))
 
 

@@ -92,9 +92,14 @@ def test_evaluation_with_recalibration_judges_the_recalibrated_model():
 def test_kept_statistics_leave_no_trace_even_after_an_error():
     model = nn.Sequential(nn.BatchNorm1d(2))
     before = [buffer.clone() for buffer in model.buffers()]
-    with pytest.raises(RuntimeError, match="halt"), kept_statistics(model):
-        model(torch.randn(8, 2))
-        raise RuntimeError("halt")
+
+    def fail() -> None:
+        with kept_statistics(model):
+            model(torch.randn(8, 2))
+            raise RuntimeError("halt")
+
+    with pytest.raises(RuntimeError, match="halt"):
+        fail()
     assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
     assert len(batchnorms(model)) == 1
 

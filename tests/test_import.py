@@ -38,7 +38,7 @@ def test_ops_register_once_even_when_imported_by_name():
 
 
 def test_kernels_are_no_top_level_package(tmp_path):
-    code = "import importlib.util; print(importlib.util.find_spec('kernels'), bool(importlib.util.find_spec('bdfast.kernels')))"
+    code = "from importlib.util import find_spec as f; print(f('kernels'), bool(f('bdfast.kernels')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["None", "True"]
 

@@ -91,9 +91,7 @@ def test_unlearning_that_does_not_arrive_says_so():
         model[1].weight.copy_(torch.tensor([[-9.0, 0.0], [9.0, 0.0]]))
         model[1].bias.zero_()
     clean = TensorDataset(x, (x[:, 0] > 0).long())
-    with pytest.raises(
-        RuntimeError, match="unlearn_epochs: expected the clean accuracy to fall to .* got 100.0% after 1"
-    ):
+    with pytest.raises(RuntimeError, match=r"unlearn_epochs: expected the clean accuracy to fall to .* got 100.0%"):
         bdfast.purify(model, clean, n=0.5, unlearn_epochs=1, unlearn_lr=1e-9, amp=False)
 
 
@@ -116,7 +114,9 @@ def test_a_gradient_that_explodes_is_named_and_leaves_the_model():
 def test_a_file_that_is_no_checkpoint(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"\x80\x04\x95 nothing of use")
-    with pytest.raises(ValueError, match="path: expected a safetensors file or a state dict in .*, got something else"):
+    with pytest.raises(
+        ValueError, match=r"path: expected a safetensors file or a state dict in .*, got something else"
+    ):
         bdfast.io.load_weights(path)
     with pytest.raises(FileNotFoundError, match="path: expected a checkpoint, found no file"):
         bdfast.io.load_weights(tmp_path / "missing.pt")

@@ -89,6 +89,6 @@ def test_gradients_that_are_not_finite_are_named(value):
         parameter.grad = torch.zeros_like(parameter)
     check_finite_gradients(model.named_parameters())
     model[1].weight.grad[0, 1] = value
-    with pytest.raises(FloatingPointError, match="1.weight: expected a finite gradient, got NaN or infinity"):
+    with pytest.raises(FloatingPointError, match=r"1.weight: expected a finite gradient, got NaN or infinity"):
         check_finite_gradients(model.named_parameters())
     check_finite_gradients(nn.Linear(1, 1).named_parameters())

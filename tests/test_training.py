@@ -64,7 +64,7 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
 
 def test_a_journal_of_another_run_is_refused(tmp_path):
     train(Journal(tmp_path, "run"), epochs=1)
-    with pytest.raises(ValueError, match="workdir: expected checkpoints of this run .* got those of a run with other"):
+    with pytest.raises(ValueError, match=r"workdir: expected checkpoints of this run .* got those of a run with other"):
         train(Journal(tmp_path, "another run"))
 
 
@@ -82,9 +82,7 @@ def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(t
     assert journal.load("stage") == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["stage.pt"]
     (tmp_path / "stage.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(
-        ValueError, match="workdir: expected a checkpoint of bdfast in .*stage.pt, got a file that cannot"
-    ):
+    with pytest.raises(ValueError, match=r"workdir: expected a checkpoint of bdfast in .*stage.pt, got a file"):
         journal.load("stage")
 
 

@@ -87,18 +87,18 @@ class TSBD(Defense):
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
         index = NeuronIndex.in_scope(model, self.layers)
-        unlearned = self._unlearn(model, clean, run)
+        unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
         chosen = {}
         n = self.n
         if n is None:
-            n = chosen["n"] = self._choose_n(model, unlearned, scores, clean, run)
+            n = chosen["n"] = self.choose_n(model, unlearned, scores, clean, run)
         original = copy.deepcopy(model)
         neurons = self._reinitialize(model, scores, n, unlearned, original).neurons
-        self._fine_tune(model, clean, run, "fine-tune", self.epochs)
+        self.fine_tune(model, clean, run, "fine-tune", self.epochs)
         return Outcome(scores, neurons, chosen)
 
-    def _unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
+    def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
         """A copy of `model` that has forgotten the clean data: no better on it than a constant answer."""
         unlearned = copy.deepcopy(model)
         optimizer = torch.optim.SGD(_trainable(unlearned), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
@@ -132,7 +132,7 @@ class TSBD(Defense):
             )
         return unlearned
 
-    def _choose_n(
+    def choose_n(
         self, model: nn.Module, unlearned: nn.Module, scores: NeuronScores, clean: Batches, run: Run
     ) -> float:
         """The strongest n within the accuracy budget: tuned on one part of the clean set, judged on the rest."""
@@ -145,7 +145,7 @@ class TSBD(Defense):
         def probe(n: float) -> float:
             candidate = copy.deepcopy(model)
             self._reinitialize(candidate, scores, n, unlearned, model)
-            self._fine_tune(candidate, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
+            self.fine_tune(candidate, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
             return judged(candidate)
 
         baseline = judged(copy.deepcopy(model))
@@ -160,7 +160,7 @@ class TSBD(Defense):
     ) -> Reinitialized:
         return reinitialize(model, scores, n=n, m=self.m, changed=(unlearned, original), compat=self.compat)
 
-    def _fine_tune(
+    def fine_tune(
         self, model: nn.Module, data: Batches, run: Run, stage: str, epochs: int, record: bool = True
     ) -> None:
         params = _trainable(model)

@@ -1,0 +1,142 @@
+"""Which implementation of an op runs, and why another one does not.
+
+The first backend of `ORDER` that is there and has the op is taken. `use_backend` or the environment variable
+BDFAST_BACKEND forces one. A backend loads when it is first needed, once, and a failure keeps its reason.
+"""
+
+import contextlib
+import difflib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Kernel = Callable[..., Any]
+
+ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
+NAMES = tuple(dict.fromkeys(name for names in ORDER.values() for name in names))
+ENVIRONMENT_VARIABLE = "BDFAST_BACKEND"
+
+_forced: ContextVar[str | None] = ContextVar("bdfast_backend", default=None)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can be used, and if not, why and what to do."""
+
+    available: bool
+    reason: str
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend that was asked for by name cannot be used; the message says why."""
+
+
+def _load_torch() -> dict[str, Kernel]:
+    from bdfast.ops import reference, schema
+
+    return {op: getattr(reference, op) for op in schema.SCHEMAS}
+
+
+def _load_cpu() -> dict[str, Kernel]:
+    from bdfast.ops import schema
+
+    try:
+        importlib.import_module("bdfast._C")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the native kernels do not load ({error}); install a C++ compiler and run "
+            "`pip install --no-build-isolation .` in the source tree"
+        ) from error
+    return {op: getattr(torch.ops.bdfast_cpu, op).default for op in schema.SCHEMAS}
+
+
+# A backend that has no entry here is named in ORDER, but is not part of this version.
+_LOADERS: dict[str, Callable[[], dict[str, Kernel]]] = {"torch": _load_torch, "cpu": _load_cpu}
+
+
+@functools.cache
+def _load(name: str) -> tuple[Mapping[str, Kernel], BackendStatus]:
+    if name not in _LOADERS:
+        return {}, BackendStatus(False, f"this version of bdfast has no {name} kernels")
+    try:
+        kernels = _LOADERS[name]()
+    except BackendUnavailable as error:
+        _log.info("Backend %s is not used: %s.", name, error)
+        return {}, BackendStatus(False, str(error))
+    _log.info("Backend %s is loaded.", name)
+    return kernels, BackendStatus(True, "")
+
+
+def backends() -> dict[str, BackendStatus]:
+    """The state of every backend, by name."""
+    return {name: _load(name)[1] for name in NAMES}
+
+
+def _require(name: str, asked_by: str) -> None:
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"{asked_by}: there is no backend {name!r}, expected one of {', '.join(NAMES)}; did you mean {nearest!r}?"
+        )
+    status = _load(name)[1]
+    if not status.available:
+        raise BackendUnavailable(f"{asked_by}: backend {name!r} is not available: {status.reason}.")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend for all ops inside the `with` block of this thread; blocks may be nested.
+
+    float64 tensors are computed by `torch` under every backend.
+
+    Args:
+        name: A key of `backends()`: "cpu", "cuda", "triton" or "torch".
+
+    Raises:
+        ValueError: There is no backend of this name, or (from an op inside) it does not serve the device.
+        BackendUnavailable: It is not built or does not load; the message gives the reason.
+    """
+    _require(name, "use_backend")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _forced_name() -> str | None:
+    name = _forced.get()
+    if name is None and (name := os.environ.get(ENVIRONMENT_VARIABLE)):
+        _require(name, ENVIRONMENT_VARIABLE)
+    return name or None
+
+
+def select(op: str, tensor: Tensor) -> Kernel:
+    """The implementation of `op` for tensors of this one's device and dtype."""
+    device = tensor.device.type
+    candidates = ORDER.get(device, ("torch",))
+    forced = _forced_name()
+    if forced is not None:
+        if forced not in candidates and forced != "torch":
+            raise ValueError(
+                f"{op}: backend {forced!r} is forced, expected one of {', '.join(candidates)} for tensors on "
+                f"{device}; force another backend or move the tensors."
+            )
+        candidates = (forced,)
+    if tensor.dtype == torch.float64:
+        candidates = ("torch",)
+    for name in candidates:
+        if kernel := _load(name)[0].get(op):
+            return kernel
+    raise BackendUnavailable(
+        f"{op}: backend {candidates[0]!r} is forced, but does not have this op; force another one."
+    )

@@ -1,0 +1,46 @@
+"""`kth_largest_change`: the threshold above which a given number of sub-weights changed."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+
+
+@torch.no_grad()
+def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Tensor, q: int) -> Tensor:
+    """The q-th largest change among the sub-weights of the selected neurons, exactly, without sorting.
+
+    Args:
+        xs: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
+        refs: T tensors with the shapes and strides of `xs`.
+        neurons: [R] bool, True for the neurons that take part, in list order.
+        q: From 1, the largest change, to the number of sub-weights of the selected neurons.
+
+    Returns:
+        [] float32 on the device of `xs`: one of the changes. NaN counts as the largest, as in `torch.sort`.
+
+    Raises:
+        ValueError: `q` is out of range, a mask of another length, or lists that differ in length, shape,
+            strides or device.
+        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+
+    Notes:
+        Equal on all backends, to the bit. This is the threshold of the sub-weight reinitialisation in TSBD
+        (Lin et al., NeurIPS 2024), with q = floor(m * sub-weights of the selected neurons).
+        Backends: cpu, torch.
+    """
+    op = "kth_largest_change"
+    lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
+    checks.check_lists(op, lists)
+    checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", lists["xs"]))
+    if isinstance(q, bool) or not isinstance(q, int):
+        raise TypeError(f"{op}: q is a {type(q).__name__}, expected an int; round it down to a count of sub-weights.")
+    if q < 1 or not lists["xs"]:
+        raise ValueError(
+            f"{op}: q is {q}, expected 1 (the largest) up to the number of sub-weights of the selected "
+            "neurons; raise q and select at least one neuron."
+        )
+    checks.make_rows_dense(lists)
+    return torch.ops.bdfast.kth_largest_change(lists["xs"], lists["refs"], neurons.contiguous(), q)

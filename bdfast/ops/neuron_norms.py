@@ -1,0 +1,46 @@
+"""`neuron_norms`: how far every neuron moved, or how strong its gradient is."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+
+
+@torch.no_grad()
+def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, ord: float = 1) -> Tensor:
+    """Norm of every neuron of a list of parameters, in one pass.
+
+    out[r] = || xs[i][j] - refs[i][j] ||_ord for row j of tensor i, with r counting the rows in list order.
+
+    Args:
+        xs: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
+        refs: None for zeros, or T tensors with the shapes and strides of `xs`.
+        ord: 1, 2 or inf.
+
+    Returns:
+        [R] float32 on the device of `xs`; 0 for rows without columns. Not differentiable.
+
+    Raises:
+        ValueError: `ord` is another number, or lists differ in length, shape, strides or device.
+        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+
+    Notes:
+        Differences and sums are float32, in a fixed order: repeatable bit for bit on one backend and machine,
+        whatever the thread count; backends differ by a few ulp. A NaN stays in its row. `ord=2` squares, so
+        changes beyond 1e19 overflow to inf. With `ord=1` and the weights before and after unlearning this is
+        the neuron weight change of TSBD (Lin et al., NeurIPS 2024), with gradients its neuron activeness.
+        Backends: cpu, torch.
+    """
+    if ord not in (1, 2, math.inf):
+        raise ValueError(f"neuron_norms: ord is {ord!r}, expected 1, 2 or inf; choose one of these.")
+    lists = {"xs": checks.as_list("neuron_norms", "xs", xs)}
+    if refs is not None:
+        lists["refs"] = checks.as_list("neuron_norms", "refs", refs)
+    checks.check_lists("neuron_norms", lists)
+    if not lists["xs"]:
+        return torch.zeros(0)
+    checks.make_rows_dense(lists)
+    return torch.ops.bdfast.neuron_norms(lists["xs"], lists.get("refs", []), float(ord))

@@ -1,0 +1,120 @@
+"""Weight change, selection and zeroing of TSBD on the convolutions of a PreAct-ResNet18: three ways to do it.
+
+Every round runs all three one after another, so that a slow moment of the machine meets all of them. No time is
+taken before the three have zeroed the very same sub-weights.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdfast import ops
+
+TOP_NEURONS = 0.9
+TOP_CHANGES = 0.7
+ROUNDS = 3
+
+
+def convolution_shapes() -> list[tuple[int, int, int, int]]:
+    shapes, channels = [(64, 3, 3, 3)], 64
+    for width in (64, 128, 256, 512):
+        for _ in range(2):
+            shapes += [(width, channels, 3, 3), (width, width, 3, 3)]
+            channels = width
+    return shapes
+
+
+def weights() -> tuple[list[Tensor], list[Tensor]]:
+    """The weights before and after; how far a neuron moves differs from neuron to neuron."""
+    generator = torch.Generator().manual_seed(0)
+    refs = [torch.randn(shape, generator=generator) * 0.05 for shape in convolution_shapes()]
+    xs = []
+    for ref in refs:
+        size = torch.rand(len(ref), 1, 1, 1, generator=generator) * 0.01
+        xs.append(ref + size * torch.randn(ref.shape, generator=generator))
+    return xs, refs
+
+
+def lists_and_sort(params: Sequence[Tensor], xs: Sequence[Tensor], refs: Sequence[Tensor]) -> None:
+    """As it is published: Python lists of all changes, sorted as a whole, and index lists to zero by."""
+    changes, ranking = {}, []
+    for i, (x, ref) in enumerate(zip(xs, refs, strict=True)):
+        change = (x - ref).abs()
+        for row in range(len(x)):
+            changes[i, row] = change[row].flatten().tolist()
+            ranking.append((change[row].sum().item(), i, row))
+    ranking.sort(key=lambda entry: entry[0], reverse=True)
+    chosen = [(i, row) for _, i, row in ranking[: int(TOP_NEURONS * len(ranking))]]
+    pool = []
+    for neuron in chosen:
+        pool += changes[neuron]
+    pool.sort(reverse=True)
+    tau = pool[int(TOP_CHANGES * len(pool)) - 1]
+    for i, row in chosen:
+        indices = [j for j, change in enumerate(changes[i, row]) if change >= tau]
+        params[i][row].view(-1)[indices] = 0
+
+
+def vectorised(params: Sequence[Tensor], xs: Sequence[Tensor], refs: Sequence[Tensor]) -> None:
+    """The same with whole tensors at a time: topk for both selections, boolean masks to zero by."""
+    changes = [(x - ref).abs() for x, ref in zip(xs, refs, strict=True)]
+    norms = torch.cat([change.flatten(1).sum(1) for change in changes])
+    neurons = torch.zeros(len(norms), dtype=torch.bool)
+    neurons[norms.topk(int(TOP_NEURONS * len(norms))).indices] = True
+    masks = neurons.split([len(x) for x in xs])
+    pool = torch.cat([change[mask].flatten() for change, mask in zip(changes, masks, strict=True)])
+    tau = pool.topk(int(TOP_CHANGES * len(pool)), sorted=False).values.min()
+    for param, change, mask in zip(params, changes, masks, strict=True):
+        param.masked_fill_((change >= tau) & mask[:, None, None, None], 0)
+
+
+def bdfast_ops(params: Sequence[Tensor], xs: Sequence[Tensor], refs: Sequence[Tensor]) -> None:
+    norms = ops.neuron_norms(xs, refs)
+    neurons = torch.zeros(len(norms), dtype=torch.bool)
+    neurons[norms.topk(int(TOP_NEURONS * len(norms))).indices] = True
+    masks = neurons.split([len(x) for x in xs])
+    pool = sum(int(mask.sum()) * x[0].numel() for mask, x in zip(masks, xs, strict=True))
+    tau = ops.kth_largest_change(xs, refs, neurons, int(TOP_CHANGES * pool))
+    ops.zero_changed_(params, xs, refs, neurons, tau)
+
+
+def seconds(way: Callable[..., None], *lists: Sequence[Tensor]) -> float:
+    start = time.perf_counter()
+    way(*lists)
+    return time.perf_counter() - start
+
+
+@pytest.mark.benchmark(group="selection, PreAct-ResNet18")
+def test_selection(benchmark, capsys):
+    xs, refs = weights()
+    results = []
+    for way in (lists_and_sort, vectorised, bdfast_ops):
+        params = [ref.clone() for ref in refs]
+        way(params, xs, refs)
+        results.append(params)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    params = results[-1]
+    times: dict[str, list[float]] = {"lists_and_sort": [], "vectorised": []}
+
+    def others_first() -> tuple[tuple[Sequence[Tensor], ...], dict[str, object]]:
+        times["lists_and_sort"].append(seconds(lists_and_sort, params, xs, refs))
+        times["vectorised"].append(seconds(vectorised, params, xs, refs))
+        return (params, xs, refs), {}
+
+    benchmark.pedantic(bdfast_ops, setup=others_first, rounds=ROUNDS)
+    if benchmark.disabled:
+        return
+    ours = benchmark.stats.stats.median
+    with capsys.disabled():
+        print(f"\nselection, {sum(x.numel() for x in xs):,} weights, {torch.get_num_threads()} threads, medians:")
+        print(f"  bdfast          {ours * 1e3:9.1f} ms")
+        for name, values in times.items():
+            median = statistics.median(values)
+            benchmark.extra_info[name] = {"median": median, "times_bdfast": median / ours}
+            print(f"  {name:<15} {median * 1e3:9.1f} ms, {median / ours:6.1f} times bdfast")

@@ -1,0 +1,122 @@
+// A list of tensors as rows (neurons), and how the work on them is cut into pieces for the threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace bdfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// One entry of the lists. Row r is the memory from r * columns on, in the same order in all three tensors.
+struct Block {
+  void* param;      // null where the op writes to none
+  const void* x;    // null where the op only writes
+  const void* ref;  // null for zeros
+  int64_t rows;
+  int64_t columns;
+  int64_t first_row;  // in the count over the whole list
+};
+
+struct Blocks {
+  std::vector<Block> list;
+  ScalarType dtype;
+  int64_t rows;
+};
+
+// The elements [begin, end) of a block: some whole rows, or a part of one row.
+struct Piece {
+  int64_t block;
+  int64_t begin;
+  int64_t end;
+};
+
+// Large enough to hide what a piece costs, small enough to keep many threads busy with a small network.
+constexpr int64_t kPieceElements = 32768;
+
+// Arguments were checked in Python, where messages can name them; this repeats what memory safety rests on.
+inline void check_entry(const Tensor& x, ScalarType dtype, int64_t rows, int64_t numel) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() > 0 && x.size(0) == rows && x.numel() == numel,
+                  "the tensors of an entry differ in device, dtype or shape; call the functions in bdfast.ops");
+}
+
+inline Blocks make_blocks(const std::vector<Tensor>& params, const std::vector<Tensor>& xs,
+                          const std::vector<Tensor>& refs) {
+  const std::vector<Tensor>& first = xs.empty() ? params : xs;
+  STD_TORCH_CHECK(!first.empty(), "the list is empty; call the functions in bdfast.ops");
+  for (const std::vector<Tensor>* other : {&params, &refs}) {
+    STD_TORCH_CHECK(other->empty() || other->size() == first.size(),
+                    "the lists differ in length; call the functions in bdfast.ops");
+  }
+  ScalarType dtype = first[0].scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  "the dtype is not float32, bfloat16 or float16; call the functions in bdfast.ops");
+  Blocks blocks{{}, dtype, 0};
+  blocks.list.reserve(first.size());
+  for (size_t i = 0; i < first.size(); i++) {
+    STD_TORCH_CHECK(first[i].dim() > 0, "a tensor has no dimension; call the functions in bdfast.ops");
+    int64_t rows = first[i].size(0), numel = first[i].numel();
+    for (const std::vector<Tensor>* list : {&params, &xs, &refs}) {
+      if (!list->empty()) check_entry((*list)[i], dtype, rows, numel);
+    }
+    blocks.list.push_back(
+        {params.empty() ? nullptr : params[i].mutable_data_ptr(), xs.empty() ? nullptr : xs[i].const_data_ptr(),
+         refs.empty() ? nullptr : refs[i].const_data_ptr(), rows, rows == 0 ? 0 : numel / rows, blocks.rows});
+    blocks.rows += rows;
+  }
+  return blocks;
+}
+
+// The values of a [R] vector that belongs to the rows.
+template <class T>
+const T* row_values(const Tensor& vector, ScalarType dtype, const Blocks& blocks) {
+  STD_TORCH_CHECK(
+      vector.is_cpu() && vector.scalar_type() == dtype && vector.is_contiguous() && vector.numel() == blocks.rows,
+      "the vector does not match the rows; call the functions in bdfast.ops");
+  return static_cast<const T*>(vector.const_data_ptr());
+}
+
+// Cuts the rows that `selected` admits into pieces of similar size. Shapes and selection alone decide about the
+// cut, never the number of threads: results that are combined in the order of the pieces repeat bit for bit.
+template <class Selected>
+std::vector<Piece> cut(const Blocks& blocks, Selected selected) {
+  std::vector<Piece> pieces;
+  for (size_t b = 0; b < blocks.list.size(); b++) {
+    const Block& block = blocks.list[b];
+    if (block.columns == 0) continue;
+    int64_t rows_per_piece = std::max<int64_t>(1, kPieceElements / block.columns);
+    for (int64_t row = 0; row < block.rows;) {
+      int64_t first = row;
+      while (row < block.rows && row - first < rows_per_piece && selected(block.first_row + row)) row++;
+      int64_t end = row * block.columns;
+      for (int64_t begin = first * block.columns; begin < end; begin += kPieceElements) {
+        pieces.push_back({static_cast<int64_t>(b), begin, std::min(end, begin + kPieceElements)});
+      }
+      if (row < block.rows && !selected(block.first_row + row)) row++;
+    }
+  }
+  return pieces;
+}
+
+inline int64_t count_elements(const std::vector<Piece>& pieces) {
+  int64_t total = 0;
+  for (const Piece& piece : pieces) total += piece.end - piece.begin;
+  return total;
+}
+
+// Calls body(first, last) on ranges of pieces; one thread alone where there is less than a piece of work for two.
+template <class Body>
+void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
+  int64_t count = static_cast<int64_t>(pieces.size());
+  int64_t full = std::max<int64_t>(1, count_elements(pieces) / kPieceElements);
+  torch::stable::parallel_for(0, count, (count + full - 1) / full, body);
+}
+
+}  // namespace bdfast

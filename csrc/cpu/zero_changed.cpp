@@ -1,0 +1,72 @@
+// zero_changed_: zero the sub-weights of selected rows whose change is at least tau, and count them.
+#include <atomic>
+
+#include "rows.h"
+#include "simd.h"
+
+namespace bdfast {
+namespace {
+
+// Written so that an unchosen value keeps its bits and the loop has no branch.
+inline void clear_if(float& value, bool chosen) { value = chosen ? 0.0f : value; }
+
+template <class T>
+inline void clear_if(T& value, bool chosen) {
+  value.x = chosen ? 0 : value.x;
+}
+
+// Only a NaN tau reaches NaN changes, and it reaches nothing else.
+template <bool kTauIsNan, class T>
+inline int64_t zero(T* param, const T* x, const T* ref, int64_t n, float tau) {
+  int64_t count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < n; i++) {
+    float d = change<true>(x, ref, i);
+    bool chosen = kTauIsNan ? d != d : d >= tau;
+    clear_if(param[i], chosen);
+    count += chosen;
+  }
+  return count;
+}
+
+BDFAST_VECTORISED int64_t zero_piece(ScalarType dtype, const Block& block, int64_t begin, int64_t n, float tau) {
+  return with_type(dtype, [=, &block](auto type) {
+    using T = typename decltype(type)::type;
+    T* param = static_cast<T*>(block.param) + begin;
+    const T* x = static_cast<const T*>(block.x) + begin;
+    const T* ref = static_cast<const T*>(block.ref) + begin;
+    return std::isnan(tau) ? zero<true>(param, x, ref, n, tau) : zero<false>(param, x, ref, n, tau);
+  });
+}
+
+Tensor zero_changed(const std::vector<Tensor>& params, const std::vector<Tensor>& xs, const std::vector<Tensor>& refs,
+                    const Tensor& neurons, const Tensor& tau) {
+  STD_TORCH_CHECK(xs.size() == params.size() && refs.size() == params.size(),
+                  "the lists differ in length; call the functions in bdfast.ops");
+  STD_TORCH_CHECK(tau.is_cpu() && tau.scalar_type() == ScalarType::Float && tau.numel() == 1,
+                  "tau is not one float32; call the functions in bdfast.ops");
+  Blocks blocks = make_blocks(params, xs, refs);
+  const bool* selected = row_values<bool>(neurons, ScalarType::Bool, blocks);
+  float threshold = *static_cast<const float*>(tau.const_data_ptr());
+  std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return selected[row]; });
+
+  std::atomic<int64_t> count{0};
+  for_pieces(pieces, [&](int64_t first, int64_t last) {
+    int64_t mine = 0;
+    for (int64_t p = first; p < last; p++) {
+      const auto& [b, begin, end] = pieces[p];
+      mine += zero_piece(blocks.dtype, blocks.list[b], begin, end - begin, threshold);
+    }
+    count += mine;
+  });
+
+  Tensor result = torch::stable::new_empty(params[0], {}, ScalarType::Long);
+  *static_cast<int64_t*>(result.mutable_data_ptr()) = count;
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bdfast_cpu, CPU, m) { m.impl("zero_changed_", TORCH_BOX(&zero_changed)); }
+
+}  // namespace bdfast

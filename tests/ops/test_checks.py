@@ -1,0 +1,153 @@
+"""Every wrong argument is named, with its index, what was expected and what to do."""
+
+import pytest
+import torch
+
+from bdfast import ops
+from bdfast.ops import checks
+
+ONES = torch.ones(2, 3)
+
+
+def call_norms(xs, refs):
+    return ops.neuron_norms(xs, refs)
+
+
+def call_kth(xs, refs):
+    return ops.kth_largest_change(xs, refs, torch.ones(sum(len(x) for x in xs if x.ndim), dtype=torch.bool), 1)
+
+
+def call_zero(xs, refs):
+    return ops.zero_changed_(refs, xs, refs, torch.ones(sum(len(x) for x in xs if x.ndim), dtype=torch.bool), 1.0)
+
+
+LISTS = [
+    ([ONES, ONES], [ONES], ValueError, "has 1 tensors, expected 2"),
+    ([ONES, ONES], [ONES, torch.ones(3, 2)], ValueError, r"\[1\] has shape \[\d, \d\], expected \[\d, \d\]"),
+    ([ONES, ONES], [ONES, ONES.double()], TypeError, r"\[1\] has dtype torch.float64, expected torch.float32"),
+    ([ONES, ONES], [ONES, ONES.to("meta")], ValueError, r"\[1\] is on meta, expected cpu .*move it"),
+    ([ONES.t()], [ONES.t().contiguous()], ValueError, r"\[0\] has strides \(\d, \d\), expected \(\d, \d\)"),
+    ([ONES, torch.ones(())], [ONES, torch.ones(())], ValueError, r"\[1\] has no dimension, .*reshape\(1\)"),
+    ([ONES.long()], [ONES.long()], TypeError, r"\[0\] has dtype torch.int64, expected float32, bfloat16"),
+    ([ONES, ONES.to_sparse()], [ONES, ONES], TypeError, r"\[1\] has layout torch.sparse_coo, .*to_dense"),
+]
+
+
+@pytest.mark.parametrize("call", [call_norms, call_kth, call_zero])
+@pytest.mark.parametrize(("xs", "refs", "error", "message"), LISTS)
+def test_lists(call, xs, refs, error, message):
+    if not (call is call_zero and refs[-1] is ONES):
+        with pytest.raises(error, match=message):
+            call(xs, refs)
+
+
+def test_a_list_before_the_wrong_one_is_not_blamed():
+    with pytest.raises(TypeError, match=r"neuron_norms: xs\[2\] has dtype torch.float16, expected torch.float32 like"):
+        ops.neuron_norms([ONES, ONES, ONES.half()], [ONES, ONES, ONES])
+
+
+def test_missing_gradient():
+    with pytest.raises(TypeError, match=r"xs\[1\] is a NoneType, expected a tensor; leave out .* no gradient"):
+        ops.neuron_norms([ONES, None])
+
+
+def test_lone_tensor():
+    with pytest.raises(TypeError, match=r"xs is a single tensor, expected a list of tensors; write \[xs\]"):
+        ops.neuron_norms(ONES)
+    with pytest.raises(TypeError, match="params is a single tensor"):
+        ops.scale_neurons_(ONES, torch.ones(2))
+
+
+@pytest.mark.parametrize("ord", [0, 3, -1, 1.5, float("nan"), "fro"])
+def test_ord(ord):
+    with pytest.raises(ValueError, match=r"neuron_norms: ord is .*, expected 1, 2 or inf"):
+        ops.neuron_norms([ONES], ord=ord)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "error", "message"),
+    [
+        (torch.ones(3, dtype=torch.bool), ValueError, r"neurons has shape \[3\], expected \[2\], one value per row"),
+        (torch.ones(2, 1, dtype=torch.bool), ValueError, r"neurons has shape \[2, 1\], expected \[2\]"),
+        (torch.ones(2), TypeError, r"neurons has dtype torch.float32, expected torch.bool; call neurons.to"),
+        ([True, False], TypeError, r"neurons is a list, expected a torch.bool tensor; use torch.as_tensor"),
+        (torch.ones(2, dtype=torch.bool, device="meta"), ValueError, "neurons is on meta, expected cpu like xs"),
+    ],
+)
+def test_neurons(neurons, error, message):
+    with pytest.raises(error, match=f"kth_largest_change: {message}"):
+        ops.kth_largest_change([ONES], [ONES], neurons, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 1)])
+def test_expanded_memory_is_not_written_to(shape):
+    expanded = torch.ones(shape).expand(2, 3)
+    with pytest.raises(ValueError, match=r"params\[1\] has strides .*expected memory of its own .*clone"):
+        ops.scale_neurons_([torch.ones(1), expanded], torch.zeros(3))
+    assert expanded.all()
+
+
+def test_overlapping_windows_are_not_written_to():
+    windows = torch.ones(6).unfold(0, 3, 1)
+    with pytest.raises(ValueError, match=r"params\[0\] has strides \(1, 1\)"):
+        ops.scale_neurons_([windows], torch.zeros(4))
+
+
+def test_expanded_memory_may_be_read():
+    expanded = torch.full((1, 3), 2.0).expand(2, 3)
+    assert ops.neuron_norms([expanded]).tolist() == [6, 6]
+
+
+def test_tied_parameters_are_not_written_to_twice():
+    weight = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"params\[2\] shares its memory with params\[0\].*tied"):
+        ops.scale_neurons_([weight, torch.ones(2, 3), weight.view(2, 3)], torch.full((6,), 2.0))
+    assert (weight == 1).all()
+
+
+def test_empty_tensors_share_nothing():
+    empty = torch.ones(0, 3)
+    ops.scale_neurons_([empty, empty], torch.zeros(0))
+
+
+@pytest.mark.parametrize(
+    ("x", "dense"),
+    [
+        (torch.ones(2, 3, 4), True),
+        (torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), True),
+        (torch.ones(2, 4, 3).transpose(1, 2), True),
+        (torch.ones(1, 4, 3)[:, :, :2].transpose(1, 2), False),
+        (torch.ones(3, 2).t(), False),
+        (torch.ones(4, 6)[:, :3], False),
+        (torch.ones(4, 6)[::2], False),
+        (torch.ones(8, 6)[2:5], True),
+        (torch.ones(6)[::2], False),
+        (torch.ones(3, 1).expand(3, 4), False),
+        (torch.ones(1, 4).expand(3, 4), False),
+        (torch.ones(0, 3), True),
+        (torch.ones(3, 5, 1).transpose(0, 2), True),
+    ],
+)
+def test_rows_are_dense(x, dense):
+    assert checks.rows_are_dense(x) is dense
+
+
+def test_size_one_dimensions_have_no_strides():
+    x = torch.ones(4, 8, 1, 1)
+    ref = torch.zeros(4, 8, 1, 1).to(memory_format=torch.channels_last)
+    odd = torch.as_strided(torch.zeros(32), (4, 8, 1, 1), (8, 1, 77, 55))
+    assert ops.neuron_norms([x, x], [ref, odd]).tolist() == [8] * 8
+
+
+@pytest.mark.parametrize("view", [lambda w: w.transpose(0, 1), lambda w: w[:, 1:], lambda w: w[::2], lambda w: w.mT])
+def test_views_without_dense_rows_are_written_in_place(backend, view):
+    weight, x = torch.ones(6, 4, 3, 3), torch.ones(6, 4, 3, 3)
+    rows = view(weight).shape[0]
+    scale = torch.arange(2.0, 2.0 + rows)
+    ops.scale_neurons_([view(weight)], scale)
+    assert torch.equal(view(weight), view(x) * scale.view(-1, 1, 1, 1))
+    neurons = torch.arange(rows) < 2
+    count = ops.zero_changed_([view(weight)], [view(x)], [view(torch.zeros_like(x))], neurons, 1.0)
+    assert count.item() == view(x)[:2].numel()
+    assert not view(weight)[:2].any()
+    assert view(weight)[2:].all()
