@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bdfast import ops as ops
     from bdfast.attacks import BadNets as BadNets
     from bdfast.attacks import Blended as Blended
-    from bdfast.data.augment import ShiftFlip as ShiftFlip
+    from bdfast.data.augment import Augmentation as Augmentation
     from bdfast.data.poison import Triggered as Triggered
     from bdfast.data.poison import poisoned as poisoned
     from bdfast.defenses import TSBD as TSBD
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Loaded at first use, so that `import bdfast` costs no more than `import torch`.
 _MODULES = {
+    "Augmentation": "data.augment",
     "BadNets": "attacks",
     "Blended": "attacks",
     "Evaluator": "evaluation",
@@ -43,7 +44,6 @@ _MODULES = {
     "NeuronScores": "scores",
     "PurifyResult": "defenses",
     "TSBD": "defenses",
-    "ShiftFlip": "data.augment",
     "Triggered": "data.poison",
     "backends": "ops.backends",
     "evaluate": "evaluation",

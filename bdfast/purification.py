@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from bdfast.data.augment import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.defenses import METHODS, Defense, PurifyResult
 from bdfast.evaluation import Forward, checked_forward, default_forward, device_of
@@ -21,6 +22,8 @@ from bdfast.modes import eval_mode, preserved_modes
 from bdfast.names import nearest
 from bdfast.progress import Bars, Progress, Silent
 from bdfast.training import Augment, Run, seeded
+
+AUGMENTATION = Augmentation()
 
 
 def purify(
@@ -33,7 +36,7 @@ def purify(
     inplace: bool = False,
     seed: int = 0,
     batch_size: int = 256,
-    augment: Augment | None = None,
+    augment: Augment | None = AUGMENTATION,
     amp: bool = True,
     forward: Forward = default_forward,
     **options: Any,
@@ -54,8 +57,8 @@ def purify(
         inplace: Purify `model` itself instead of a copy. If the run fails, its weights are as they were.
         seed: Fixes all randomness. The global generators are left where they were.
         batch_size: For a data set; a DataLoader brings its own.
-        augment: Applied to the images of every training batch, such as `bdfast.ShiftFlip()`, for data that is not
-            augmented by itself. The published results rest on augmented clean data.
+        augment: Applied to the images of every training batch of (images, ...). The default shifts images by a few
+            pixels and lays others faintly over them; None is for data that is augmented already.
         amp: Compute the forward passes in bfloat16 where the device has instructions for it.
         forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
         **options: Fields of the method's dataclass, by name.

@@ -39,7 +39,7 @@ class Run:
     Attributes:
         seed: Fixes the order of batches and everything drawn from torch's generator inside the run.
         forward: (model, batch) -> (logits, targets).
-        augment: Applied to the images of every training batch.
+        augment: Applied to the images of every training batch of (images, ...).
         amp: Run forward passes in bfloat16 where the device computes in it.
         progress: Where to show progress.
         journal: Where to store checkpoints; None for nowhere.
@@ -63,6 +63,7 @@ class Run:
         optimizer: torch.optim.Optimizer,
         *,
         epochs: int,
+        lr: Callable[[int], float] | None = None,
         accuracy: Callable[[], float] | None = None,
         stop: Callable[[float], bool] | None = None,
         open_end: bool = False,
@@ -80,6 +81,7 @@ class Run:
             step: One update; it may use anything but hidden state that the optimizer does not hold.
             optimizer: Holds the state between steps.
             epochs: Most passes.
+            lr: Learning rate of each epoch, counted from 0; that of the optimizer when left out.
             accuracy: Measured after each epoch; when left out, of the predictions that the steps made.
             stop: Ends the stage early.
             open_end: Most runs stop well before `epochs`, so that these say nothing about the time left.
@@ -96,6 +98,9 @@ class Run:
             state = saved
         with self.progress.stage(stage, None if open_end else epochs) as advance:
             while not state["finished"]:
+                if lr is not None:
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr(state["epoch"])
                 state["epoch"] += 1
                 row = self._epoch(stage, state["epoch"], model, batches, step, accuracy)
                 state["rows"].append(row)
@@ -125,7 +130,7 @@ class Run:
         hits: Any = 0
         count = 0
         for batch in batches.shuffled(seed):
-            if self.augment is not None:
+            if self.augment is not None and isinstance(batch, tuple | list):
                 batch = (self.augment(batch[0]), *batch[1:])
             loss, logits, targets = step(batch)
             loss_sum = loss_sum + loss.detach() * len(targets)

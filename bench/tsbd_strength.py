@@ -3,8 +3,8 @@
     .venv/bin/python bench/tsbd_strength.py --attack badnets --seed 0      # one network, appended to the results
     .venv/bin/python bench/tsbd_strength.py --table                        # all recorded ones, as Markdown
 
-For every n of the ladder the demo's network is purified in full; the hindsight looks at the triggered test set, the rule
-does not. Unlearning is done once, since it does not depend on n.
+For every n of the ladder the demo's network is purified in full; the hindsight looks at the triggered test set, the
+rule does not. Unlearning is done once, since it does not depend on n.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 import tyro
 
 import bdfast
-from bdfast.cli.demo import AUGMENT, plant, set_up
+from bdfast.cli.demo import plant, set_up
 from bdfast.cli.terminal import Output
 from bdfast.data.batches import Batches
 from bdfast.defenses import TSBD
 from bdfast.neurons import NeuronIndex
+from bdfast.selection import strongest_within
 from bdfast.training import Run, seeded
 
 RESULTS = Path(__file__).parent / "results" / "tsbd_strength.jsonl"
@@ -56,15 +57,18 @@ def main() -> None:
 
     defense = TSBD()
     clean = Batches(scene.clean, device="cpu")
-    run = Run(seed=study.seed, augment=AUGMENT)
+    run = Run(seed=study.seed, augment=bdfast.Augmentation())
     with seeded(study.seed, clean.device):
         unlearned = defense.unlearn(model, clean, run)
         scores = bdfast.neuron_weight_change(unlearned, model, index=NeuronIndex.in_scope(model))
-        chosen = defense.choose_n(model, unlearned, scores, clean, run)
-    probes = {row["n"]: row["accuracy"] for row in run.history if row["stage"] == "probe"}
-    print("probes", probes, "chosen", chosen)
+        parts = defense.split(clean, run)
+        probes = {n: defense.probe(n, model, unlearned, scores, parts, run) for n in (0.0, *defense.ladder)}
+    choice = strongest_within(
+        defense.ladder, probes.__getitem__, baseline=probes[0.0], max_accuracy_drop=defense.max_accuracy_drop
+    )
+    print("probes", probes, "chosen", choice.strength)
     rows = []
-    for n in TSBD.ladder:
+    for n in defense.ladder:
         candidate = copy.deepcopy(model)
         bdfast.reinitialize(candidate, scores, n=n, m=defense.m, changed=(unlearned, model))
         with seeded(study.seed, clean.device):
@@ -75,17 +79,22 @@ def main() -> None:
         "attack": study.attack,
         "seed": study.seed,
         "before": before.as_dict(),
-        "chosen": chosen,
+        "chosen": choice.strength,
         "probes": probes,
         "ladder": rows,
-        "options": asdict(replace(defense, n=chosen)),
-        "commit": subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip(),
+        "options": asdict(replace(defense, n=choice.strength)),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def table(records: list[dict]) -> str:

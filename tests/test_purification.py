@@ -77,7 +77,7 @@ def test_same_seed_same_bits_and_a_loader_is_as_good_as_a_data_set(digits, backd
 
 def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdoored, monkeypatch):
     model, clean = backdoored[0], digits[1]
-    options = {**QUICK, "epochs": 2, "augment": bdfast.ShiftFlip(1, flip=False)}
+    options = {**QUICK, "epochs": 2, "augment": bdfast.Augmentation(shift=1)}
     undisturbed = bdfast.purify(model, clean, **options)
     steps = 0
     original = tsbd.gradient_norm_gradients

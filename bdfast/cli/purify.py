@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from bdfast import report
 from bdfast.cli.inputs import DataInput, ModelInput
 from bdfast.cli.terminal import Output
-from bdfast.data.augment import ShiftFlip
+from bdfast.data.augment import Augmentation
 from bdfast.defenses import METHODS, Defense
 from bdfast.methods import list_methods
 from bdfast.names import nearest
@@ -37,7 +37,8 @@ class Purify:
         workdir: Where checkpoints go, so that a run that was killed can go on.
         seed: Of all randomness.
         batch_size: Images in one step.
-        augment: Shift images by up to an eighth of their size and mirror every second one.
+        augment: Shift images at random by up to a fourteenth of their size and lay others faintly over them.
+        flip: Mirror every second image as well.
         amp: Compute in bfloat16 where the device has instructions for it.
         show: How to report.
     """
@@ -50,6 +51,7 @@ class Purify:
     seed: int = 0
     batch_size: int = 256
     augment: bool = True
+    flip: bool = False
     amp: bool = True
     show: Annotated[Output, Flat] = field(default_factory=Output)
 
@@ -82,7 +84,6 @@ def _purify(command: Purify, method: Defense) -> None:
     if command.images is not None:
         order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(command.seed))  # type: ignore[arg-type]
         clean = Subset(clean, order[: command.images].tolist())
-    size = clean[0][0].shape[-1]
     result = purify(
         model,
         clean,
@@ -91,7 +92,7 @@ def _purify(command: Purify, method: Defense) -> None:
         progress=command.show.progress(),
         seed=command.seed,
         batch_size=command.batch_size,
-        augment=ShiftFlip(size // 8) if command.augment else None,
+        augment=Augmentation(flip=command.flip) if command.augment else None,
         amp=command.amp,
     )
     result.save(command.output, description=spec.to_json())

@@ -9,24 +9,48 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class ShiftFlip:
-    """Random crop after zero padding, and random horizontal flip, for each image by itself.
+class Augmentation:
+    """Random shift, overlay and mirroring, for each image by itself; none of them changes a label.
 
-    What the published defenses train with; torchvision's transforms treat all images of a batch alike.
+    A few hundred images are soon learnt by heart, and a network fine-tuned on them as they are finds back to its
+    backdoor (docs/choosing-strength.md). Torchvision's transforms treat all images of a batch alike.
 
     Attributes:
-        pixels: Most pixels that an image is shifted by, in either direction.
-        flip: Mirror every second image.
+        shift: Most pixels to shift by, in either direction, zeros following; a fourteenth of the shorter side, and at
+            least one, when left out.
+        overlay: Greatest weight of another image of the batch that is faintly laid over each: x' = (1 - a) x + a other,
+            a uniform in [0, overlay]. That of Zhang et al., "mixup" (ICLR 2018), with the label of the stronger image.
+        flip: Mirror every second image, for data in which left and right mean the same.
     """
 
-    pixels: int = 4
-    flip: bool = True
+    shift: int | None = None
+    overlay: float = 0.15
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlay < 0.5:
+            raise ValueError(
+                f"overlay: expected a weight in [0, 0.5), got {self.overlay}; from a half on labels would be others."
+            )
+        if self.shift is not None and self.shift < 0:
+            raise ValueError(f"shift: expected pixels >= 0, got {self.shift}; 0 shifts nothing.")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] -> the same shape; drawn from torch's generator."""
+        """[B, C, H, W] -> the same shape, drawn from torch's generator; data of another shape is left alone."""
+        if images.ndim != 4:
+            return images
+        images = self._moved(images)
+        if self.overlay == 0:
+            return images
+        weights = self.overlay * torch.rand(len(images), 1, 1, 1, device=images.device)
+        others = images[torch.randperm(len(images), device=images.device)]
+        return images.lerp(others, weights.to(images.dtype))
+
+    def _moved(self, images: torch.Tensor) -> torch.Tensor:
         count, channels, height, width = images.shape
-        padded = F.pad(images, (self.pixels,) * 4)
-        draw = torch.randint(0, 2 * self.pixels + 1, (2, count, 1), device=images.device)
+        shift = max(1, min(height, width) // 14) if self.shift is None else self.shift
+        padded = F.pad(images, (shift,) * 4)
+        draw = torch.randint(0, 2 * shift + 1, (2, count, 1), device=images.device)
         rows = draw[0] + torch.arange(height, device=images.device)
         columns = draw[1] + torch.arange(width, device=images.device)
         if self.flip:
