@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from bdfast.files import whole_file
 
 FORMAT = 1
 
@@ -61,17 +61,8 @@ class Journal:
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Replace what is stored for `stage`; a kill at any moment leaves the old file or the new one."""
-        path = self._path(stage)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as partial:
-            try:
-                torch.save({"format": FORMAT, "run": self._run, "state": state}, partial)
-                partial.flush()
-                os.fsync(partial.fileno())
-                partial.close()
-                os.replace(partial.name, path)
-            except BaseException:
-                Path(partial.name).unlink(missing_ok=True)
-                raise
+        with whole_file(self._path(stage)) as temporary:
+            torch.save({"format": FORMAT, "run": self._run, "state": state}, temporary)
 
     def _path(self, stage: str) -> Path:
         return self.folder / f"{stage.replace(' ', '-')}.pt"

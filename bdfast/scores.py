@@ -2,15 +2,14 @@
 
 import csv
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bdfast import ops
+from bdfast.files import whole_file
 from bdfast.neurons import NeuronIndex, NeuronLayer, Source, aligned_rows, named_tensors
 
 # Makes the median absolute deviation of normal data estimate its standard deviation.
@@ -115,18 +114,11 @@ class NeuronScores:
 
         Values have nine significant digits, which identify a float32.
         """
-        path = Path(path)
-        # In the same folder, as a rename is atomic only within one file system.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("x", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(("parameter", "row", "value"))
-                for name, values in self.by_layer().items():
-                    writer.writerows((name, row, f"{value:.9g}") for row, value in enumerate(values.tolist()))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("parameter", "row", "value"))
+            for name, values in self.by_layer().items():
+                writer.writerows((name, row, f"{value:.9g}") for row, value in enumerate(values.tolist()))
 
     def _check_no_nan(self) -> None:
         nans = self.values.isnan()

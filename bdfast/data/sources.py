@@ -21,6 +21,7 @@ import torch
 from torchvision.datasets import FashionMNIST
 
 from bdfast.data.images import ImageTensors
+from bdfast.files import whole_file
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -109,17 +110,11 @@ def _unpack(folder: Path, raw: Path) -> None:
         packed = folder / f"{name}.gz"
         if not packed.is_file():
             raise SourceUnavailable(f"{packed.name} is missing")
-        with tempfile.NamedTemporaryFile(dir=raw, delete=False) as partial:
-            try:
-                with gzip.open(packed) as source:
-                    shutil.copyfileobj(source, partial)
-                partial.close()
-                os.replace(partial.name, raw / name)
-            except BaseException as error:
-                Path(partial.name).unlink(missing_ok=True)
-                if isinstance(error, EOFError | zlib.error):
-                    raise SourceUnavailable(f"{packed.name} is damaged") from error
-                raise
+        try:
+            with whole_file(raw / name) as temporary, gzip.open(packed) as source, temporary.open("xb") as unpacked:
+                shutil.copyfileobj(source, unpacked)
+        except (EOFError, zlib.error) as error:
+            raise SourceUnavailable(f"{packed.name} is damaged") from error
     _check_cache(raw)
 
 

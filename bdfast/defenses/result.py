@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bdfast.files import whole_file
 from bdfast.io.checkpoints import save_weights
 from bdfast.scores import NeuronScores
 
@@ -63,12 +63,5 @@ class PurifyResult:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as partial:
-        try:
-            json.dump(content, partial, indent=2)
-            partial.write("\n")
-            partial.close()
-            os.replace(partial.name, path)
-        except BaseException:
-            Path(partial.name).unlink(missing_ok=True)
-            raise
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

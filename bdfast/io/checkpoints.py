@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from bdfast.files import whole_file
 
 DESCRIPTION = "bdfast.model"
 """Key in the metadata of a safetensors file under which the description of the network stands."""
@@ -23,16 +24,9 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], *, description:
     Tied parameters are stored under each of their names. `description` (`ModelSpec.to_json()`) travels with them, so
     that `bdfast evaluate FILE` can build the network again.
     """
-    target = Path(path)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(state, partial, metadata={DESCRIPTION: description} if description else None)
-        os.replace(partial, target)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary:
+        save_file(state, temporary, metadata={DESCRIPTION: description} if description else None)
 
 
 def read_description(path: str | os.PathLike[str]) -> str | None:
