@@ -67,8 +67,7 @@ class Evaluator:
     """Judges several models on the same data, which is decoded once and then kept on the device as uint8.
 
     Args:
-        clean: Test set of (image, label); None where only triggered data is at hand is not possible, since every
-            figure is read beside ACC.
+        clean: Test set of (image, label).
         triggered: Set of (triggered image, target label, original label), such as `bdfast.data.Triggered`.
         device: Where the models live.
         batch_size: Images in one forward pass.

@@ -3,8 +3,8 @@
     .venv/bin/python bench/tsbd_strength.py --attack badnets --seed 0      # one network, appended to the results
     .venv/bin/python bench/tsbd_strength.py --table                        # all recorded ones, as Markdown
 
-For every n of the ladder the demo's network is purified in full; the hindsight looks at the triggered test set, the
-rule does not. Unlearning is done once, since it does not depend on n.
+The demo's network is purified in full for the n that the rule chose and for those of HINDSIGHT; the hindsight looks at
+the triggered test set, the rule does not. Unlearning is done once, since it does not depend on n.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from pathlib import Path
 
 import torch
 import tyro
+from torch import nn
 
 import bdfast
-from bdfast.cli.demo import plant, set_up
+from bdfast.cli.demo import Scene, plant, set_up
 from bdfast.cli.terminal import Output
 from bdfast.data.batches import Batches
 from bdfast.defenses import TSBD
+from bdfast.io import load_into, save_weights
 from bdfast.neurons import NeuronIndex
-from bdfast.selection import strongest_within
 from bdfast.training import Run, seeded
 
+HINDSIGHT = (0.1, 0.2, 0.3)
 RESULTS = Path(__file__).parent / "results" / "tsbd_strength.jsonl"
 
 
@@ -36,12 +38,24 @@ class Study:
     """Attributes:
     attack: What to plant.
     seed: Of all randomness.
+    networks: Folder that keeps the backdoored networks between calls; none when left out.
     table: Print what is recorded instead.
     """
 
     attack: str = "badnets"
     seed: int = 0
+    networks: Path | None = None
     table: bool = False
+
+
+def backdoored(scene: Scene, study: Study) -> nn.Module:
+    path = study.networks and study.networks / f"{study.attack}-{study.seed}.safetensors"
+    if path and path.exists():
+        return load_into(scene.spec.build(), path).to(memory_format=torch.channels_last).eval()
+    model = plant(scene, study.seed, Output())
+    if path:
+        save_weights(model, path)
+    return model
 
 
 def main() -> None:
@@ -50,7 +64,7 @@ def main() -> None:
         print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
         return
     scene = set_up(study.attack, study.seed, 0.05)
-    model = plant(scene, study.seed, Output())
+    model = backdoored(scene, study)
     judge = bdfast.Evaluator(scene.source.test, scene.triggered)
     before = judge(model)
     print(before)
@@ -61,14 +75,11 @@ def main() -> None:
     with seeded(study.seed, clean.device):
         unlearned = defense.unlearn(model, clean, run)
         scores = bdfast.neuron_weight_change(unlearned, model, index=NeuronIndex.in_scope(model))
-        parts = defense.split(clean, run)
-        probes = {n: defense.probe(n, model, unlearned, scores, parts, run) for n in (0.0, *defense.ladder)}
-    choice = strongest_within(
-        defense.ladder, probes.__getitem__, baseline=probes[0.0], max_accuracy_drop=defense.max_accuracy_drop
-    )
-    print("probes", probes, "chosen", choice.strength)
+        chosen = defense.choose_n(model, unlearned, scores, clean, run)
+    probes = {row["n"]: row["accuracy"] for row in run.history if row["stage"] == "probe"}
+    print("probes", probes, "chosen", chosen)
     rows = []
-    for n in defense.ladder:
+    for n in dict.fromkeys((chosen, *HINDSIGHT)):
         candidate = copy.deepcopy(model)
         bdfast.reinitialize(candidate, scores, n=n, m=defense.m, changed=(unlearned, model))
         with seeded(study.seed, clean.device):
@@ -79,10 +90,10 @@ def main() -> None:
         "attack": study.attack,
         "seed": study.seed,
         "before": before.as_dict(),
-        "chosen": choice.strength,
+        "chosen": chosen,
         "probes": probes,
         "ladder": rows,
-        "options": asdict(replace(defense, n=choice.strength)),
+        "options": asdict(replace(defense, n=chosen)),
         "commit": commit(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

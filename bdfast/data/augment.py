@@ -24,7 +24,7 @@ class Augmentation:
     """
 
     shift: int | None = None
-    overlay: float = 0.15
+    overlay: float = 0.25
     flip: bool = False
 
     def __post_init__(self) -> None:

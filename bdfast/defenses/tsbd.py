@@ -42,7 +42,7 @@ class TSBD(Defense):
         unlearn_epochs: Most epochs of ascent; it ends as soon as the model is no better than a constant answer.
         lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
         schedule: How it falls: "cosine", to zero, or "constant", as published.
-        epochs: Epochs of the fine-tuning.
+        epochs: Epochs of the fine-tuning; published: 20.
         rho: Radius of the perturbation at which the second gradient is taken.
         alpha: Share of the second gradient; the penalty is alpha * rho * ||gradient||.
         scope: Radius for the gradient of every tensor by itself ("tensor", as in the published code, which left less of
@@ -64,7 +64,7 @@ class TSBD(Defense):
     unlearn_epochs: int = 1000
     lr: float = 0.02
     schedule: Literal["cosine", "constant"] = "cosine"
-    epochs: int = 20
+    epochs: int = 15
     rho: float = 0.05
     alpha: float = 0.7
     scope: Scope = "tensor"
@@ -74,7 +74,7 @@ class TSBD(Defense):
     max_accuracy_drop: float = 0.02
     compat: Literal["official"] | None = None
 
-    probe_epochs: ClassVar[int] = 10
+    probe_epochs: ClassVar[int] = 6
     probe_share: ClassVar[float] = 0.75
     ladder: ClassVar[Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
