@@ -16,8 +16,8 @@ class Augmentation:
     backdoor (docs/choosing-strength.md). Torchvision's transforms treat all images of a batch alike.
 
     Attributes:
-        shift: Most pixels to shift by, in either direction, zeros following; a fourteenth of the shorter side, and at
-            least one, when left out.
+        shift: Most pixels to shift by, in either direction, zeros following; a fourteenth of the shorter side when left
+            out.
         overlay: Greatest weight of another image of the batch that is faintly laid over each: x' = (1 - a) x + a other,
             a uniform in [0, overlay]. That of Zhang et al., "mixup" (ICLR 2018), with the label of the stronger image.
         flip: Mirror every second image, for data in which left and right mean the same.
@@ -48,7 +48,7 @@ class Augmentation:
 
     def _moved(self, images: torch.Tensor) -> torch.Tensor:
         count, channels, height, width = images.shape
-        shift = max(1, min(height, width) // 14) if self.shift is None else self.shift
+        shift = min(height, width) // 14 if self.shift is None else self.shift
         padded = F.pad(images, (shift,) * 4)
         draw = torch.randint(0, 2 * shift + 1, (2, count, 1), device=images.device)
         rows = draw[0] + torch.arange(height, device=images.device)
