@@ -103,7 +103,7 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
 def test_n_is_chosen_from_clean_data(digits, backdoored):
     result = bdfast.purify(backdoored[0], digits[1], max_accuracy_drop=0.1, **QUICK)
     probes = [row for row in result.history if row["stage"] == "probe"]
-    assert probes[0]["n"] == 0.0  # the model handed in
+    assert probes[0]["n"] == tsbd.TSBD.ladder[0]  # what the budget counts from
     assert [row["n"] for row in probes if row["chosen"]] == [result.options["n"]]
     floor = probes[0]["accuracy"] - 0.1
     assert all(row["kept"] == (row["accuracy"] >= floor) for row in probes)

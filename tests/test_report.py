@@ -30,7 +30,7 @@ def make_scores(widths=WIDTHS, name="layer"):
 HISTORY = [
     *({"stage": "unlearn", "epoch": e, "accuracy": a, "loss": 1.0} for e, a in enumerate((0.9, 0.5, 0.1), 1)),
     {"stage": "probe", "n": 0.2, "accuracy": 0.87, "kept": False, "chosen": False},
-    {"stage": "probe", "n": 0.0, "accuracy": 0.91, "kept": True, "chosen": False},
+    {"stage": "probe", "n": 0.05, "accuracy": 0.91, "kept": True, "chosen": False},
     {"stage": "probe", "n": 0.1, "accuracy": 0.9, "kept": True, "chosen": True},
     *({"stage": "fine-tune", "epoch": e, "accuracy": a} for e, a in enumerate((0.8, 0.9), 1)),
 ]
@@ -111,8 +111,8 @@ def test_page_tells_the_result_and_needs_nothing_else(whole):
     assert "Attack success (ASR) 99.8 % 1.9 % \u221297.9 pts" in text
     assert "Defense effectiveness (DER) \u2013 98.6 %" in text
     assert "Reinitialised 97 of 976 neurons (9.9 %)" in text
-    assert "2 strengths were tried" in text
-    assert "stays at or above 89.0 %: n = 0.1, with 90.0 %" in text
+    assert "3 strengths were tried" in text
+    assert "stays at or above 89.0 %, close to that of the weakest: n = 0.1, with 90.0 %" in text
     assert "max_accuracy_drop 0.02" in text
 
 
@@ -253,10 +253,10 @@ def test_strength_marks_the_choice_and_the_budget():
     lowest = history.lowest_accepted(HISTORY, {"max_accuracy_drop": 0.02})
     assert lowest == pytest.approx(0.89)
     assert history.lowest_accepted(HISTORY, {}) is None
-    assert history.lowest_accepted(HISTORY[3:4], {"max_accuracy_drop": 0.02}) is None
+    assert history.lowest_accepted(HISTORY[:3], {"max_accuracy_drop": 0.02}) is None
     figure = figures.strength(HISTORY, lowest=lowest)
     assert texts(figure) == ["lowest accepted 89.0\u00a0%", "chosen: n = 0.1"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [0, 10, 20])
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [5, 10, 20])
 
 
 def test_accuracy_has_a_panel_for_each_stage_that_ran():

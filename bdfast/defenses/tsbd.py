@@ -51,7 +51,8 @@ class TSBD(Defense):
         bn: Which pass moves the BatchNorm statistics in stage 2; see `bdfast.batchnorm.Policy`. "official": neither of
             the two, but a third pass at the new weights.
         layers: Kind of the neurons to rank: "auto", "conv" (as published), "linear" or "attention".
-        max_accuracy_drop: Budget of clean accuracy for the choice of n, as a fraction.
+        max_accuracy_drop: Budget of clean accuracy for the choice of n, as a fraction, counted from the weakest n:
+            fine-tuning has a price of its own.
         compat: "official" ranks neurons by their weight change rounded to 4 decimals, as the published code does.
     """
 
@@ -71,7 +72,7 @@ class TSBD(Defense):
     momentum: float = 0.9
     bn: Policy = "at_theta"
     layers: str = "auto"
-    max_accuracy_drop: float = 0.02
+    max_accuracy_drop: float = 0.01
     compat: Literal["official"] | None = None
 
     probe_epochs: ClassVar[int] = 6
@@ -141,9 +142,8 @@ class TSBD(Defense):
         def probe(n: float) -> float:
             return self.probe(n, model, unlearned, scores, parts, run)
 
-        baseline = self.probe(0.0, model, unlearned, scores, parts, run)
-        choice = strongest_within(self.ladder, probe, baseline=baseline, max_accuracy_drop=self.max_accuracy_drop)
-        for n, accuracy in [(0.0, baseline), *sorted(choice.probes.items())]:
+        choice = strongest_within(self.ladder, probe, max_accuracy_drop=self.max_accuracy_drop)
+        for n, accuracy in sorted(choice.probes.items()):
             kept, chosen = accuracy >= choice.floor, n == choice.strength
             run.history.append({"stage": "probe", "n": n, "accuracy": accuracy, "kept": kept, "chosen": chosen})
         return choice.strength
@@ -161,12 +161,11 @@ class TSBD(Defense):
         parts: tuple[Batches, Batches],
         run: Run,
     ) -> float:
-        """Accuracy on the second part after a short purification with n on the first; n = 0 purifies nothing."""
+        """Accuracy on the second part after a short purification with n on the first."""
         tuning, held_out = parts
         candidate = copy.deepcopy(model)
-        if n > 0:
-            self._reinitialize(candidate, scores, n, unlearned, model)
-            self.fine_tune(candidate, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
+        self._reinitialize(candidate, scores, n, unlearned, model)
+        self.fine_tune(candidate, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
         recalibrate(candidate, tuning.ordered(), run.forward)
         return run.accuracy(candidate, held_out)
 

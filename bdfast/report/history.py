@@ -35,7 +35,7 @@ def curve(history: History, stage: str) -> list[tuple[float, float]]:
 
 
 def probes(history: History) -> list[Probe]:
-    """The complete probe rows, weak to strong; n = 0 is the model handed in."""
+    """The complete probe rows, weak to strong."""
     rows = [row for row in history if row.get("stage") == "probe"]
     tried = ((known(row.get("n")), known(row.get("accuracy")), row) for row in rows)
     return sorted(
@@ -46,7 +46,7 @@ def probes(history: History) -> list[Probe]:
 
 
 def lowest_accepted(history: History, options: Mapping[str, Any]) -> float | None:
-    """The accuracy that a probe must keep: that of the model handed in, less `max_accuracy_drop`."""
-    untouched = next((probe.accuracy for probe in probes(history) if probe.n == 0), None)
+    """The accuracy that a probe must keep: that of the weakest one, less `max_accuracy_drop`."""
+    tried = probes(history)
     drop = known(options.get("max_accuracy_drop"))
-    return None if untouched is None or drop is None else untouched - drop
+    return tried[0].accuracy - drop if tried and drop is not None else None

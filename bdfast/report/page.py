@@ -69,7 +69,7 @@ def render(
         "max_layers": figures.MAX_LAYERS,
         "marked": int(result.neurons.sum()),
         "unchanged": int((~(result.scores.values > 0)).sum()),
-        "tried": sum(probe.n > 0 for probe in tried),
+        "tried": len(tried),
         "chosen": next((probe for probe in tried if probe.chosen), None),
         "lowest": lowest,
         "curves": curves,
