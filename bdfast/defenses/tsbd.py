@@ -65,7 +65,7 @@ class TSBD(Defense):
     unlearn_epochs: int = 1000
     lr: float = 0.02
     schedule: Literal["cosine", "constant"] = "cosine"
-    epochs: int = 15
+    epochs: int = 12
     rho: float = 0.05
     alpha: float = 0.7
     scope: Scope = "tensor"
