@@ -59,7 +59,7 @@ def test_a_real_backdoor_is_removed(digits, backdoored):
     assert int(result.neurons.sum()) == int(0.3 * len(result.scores))
     stages = [row["stage"] for row in result.history]
     assert stages.count("fine-tune") == 12
-    assert 1 < stages.count("unlearn") < 50
+    assert stages.count("unlearn") in range(2, 50)
     assert result.options["n"] == 0.3
 
 
