@@ -1,8 +1,8 @@
 """BatchNorm statistics: who may move them, and how to estimate them anew.
 
-Zeroing weights makes the running statistics stale, and stale statistics can hide a backdoor that is still there:
-in a trial on Fashion-MNIST (one seed), zeroing the top 5 % of the neurons brought ASR from 99.9 % to 0.8 %, and estimating the statistics
-anew, without any training, back to 99.9 %. So every choice is made with recalibrated statistics.
+Zeroing weights makes the running statistics stale, and stale statistics can hide a backdoor that is still there: in a
+trial on Fashion-MNIST (one seed), zeroing the top 5 % of the neurons brought ASR from 99.9 % to 0.8 %, and estimating
+the statistics anew, without any training, back to 99.9 %. So every choice is made with recalibrated statistics.
 """
 
 from __future__ import annotations
