@@ -4,7 +4,8 @@ Everything is compared in a few sweeps that cost a list comprehension each. Only
 something does a second look name the argument and the index.
 """
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NoReturn
 
@@ -92,6 +93,28 @@ def check_writable(op: str, name: str, tensors: list[Tensor]) -> None:
         _explain_shared(op, name, tensors)
 
 
+def check_apart(op: str, lists: Lists, written: str, others: Iterable[str]) -> None:
+    """The tensors that are written share no memory with those of the other lists, as far as these were passed."""
+    tensors = lists.get(written)
+    if not tensors or torch.compiler.is_compiling() or type(tensors[0]) not in (Tensor, torch.nn.Parameter):
+        return
+    addresses = {x.data_ptr(): i for i, x in enumerate(tensors) if x.numel()}
+    for name in others:
+        for i, x in enumerate(lists.get(name, ())):
+            if x.numel() and x.data_ptr() in addresses:
+                raise ValueError(
+                    f"{op}: {name}[{i}] shares its memory with {written}[{addresses[x.data_ptr()]}], expected memory "
+                    f"of its own, since {written} is overwritten; pass {name}[{i}].clone()."
+                )
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """One of the words that an option knows."""
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)[0]
+        raise ValueError(f"{op}: {name} is {value!r}, expected one of {', '.join(choices)}; did you mean {nearest!r}?")
+
+
 def rows_are_dense(x: Tensor) -> bool:
     """Whether each row is one block of memory, in any order inside, and the blocks follow each other."""
     if x.is_contiguous():
@@ -100,20 +123,26 @@ def rows_are_dense(x: Tensor) -> bool:
     return (x.shape[0] == 1 or x.stride(0) == columns) and _span(_strides(x[0])) == columns
 
 
-def make_rows_dense(lists: Lists) -> list[tuple[Tensor, Tensor]]:
+def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tensor, Tensor]]:
     """Replace what no kernel can read (such as transposed views) by contiguous copies.
 
     Returns:
-        (original, copy) of the tensors that were replaced in the first list, for an op that writes to it.
+        (original, copy) of what was replaced in the lists named in `written`, for `copy_back` after the op.
     """
-    first = next(iter(lists.values()))
     copied = []
-    for i, x in enumerate(first):
+    for i, x in enumerate(next(iter(lists.values()))):
         if not rows_are_dense(x):
-            for tensors in lists.values():
-                tensors[i] = tensors[i].contiguous()
-            copied.append((x, first[i]))
+            for name, tensors in lists.items():
+                original, tensors[i] = tensors[i], tensors[i].contiguous()
+                if name in written:
+                    copied.append((original, tensors[i]))
     return copied
+
+
+def copy_back(copied: list[tuple[Tensor, Tensor]]) -> None:
+    """Give the results in the copies that `make_rows_dense` made to their originals."""
+    for original, dense in copied:
+        original.copy_(dense)
 
 
 def _strides(x: Tensor) -> list[tuple[int, int]]:

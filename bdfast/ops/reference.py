@@ -70,3 +70,69 @@ def scale_neurons_(params: Sequence[Tensor], scale: Tensor) -> None:
     """Multiply row r by scale[r], rounding once."""
     for param, factor in zip(params, _by_tensor(scale, params), strict=True):
         param.copy_(_wide(param) * factor.reshape(-1, *[1] * (param.ndim - 1)))
+
+
+def perturb_(
+    params: Sequence[Tensor],
+    dirs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    norm: Tensor | None,
+    rho: float,
+    kind: str,
+    scope: str,
+    eps: float,
+) -> Tensor:
+    """Save the weights and step by rho along a direction; returns the norm that it was divided by."""
+
+    def direction(param: Tensor, x: Tensor, weight_power: int) -> Tensor:
+        if kind == "path":
+            return _wide(x) - _wide(param)
+        return _wide(x) * _wide(param) ** weight_power if kind == "asam" else _wide(x)
+
+    if norm is None:
+        squares = [direction(param, x, 1).square().sum() for param, x in zip(params, dirs, strict=True)]
+        norm = torch.stack(squares).sqrt() if scope == "tensor" else torch.stack(squares).sum().sqrt()
+    norm = norm.clone()
+    moving = (norm > 0) & norm.isfinite()
+    scale = torch.where(moving, rho / (norm + eps), 0).expand(len(params))
+    for param, x, keep, factor in zip(params, dirs, saved, scale, strict=True):
+        keep.copy_(param)
+        step = direction(param, x, 2) * factor
+        # 0 * inf is NaN, and what does not move keeps its bits.
+        param.copy_(torch.where(factor == 0, _wide(param), _wide(param) + step))
+    return norm
+
+
+def sharp_step_(
+    params: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    first_grads: Sequence[Tensor],
+    references: Sequence[Tensor],
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    alpha: float,
+    maximize: bool,
+) -> Tensor:
+    """SGD from the saved weights with mixed gradients; returns the squared distance to the references, else 0."""
+    squares = []
+    for i, param in enumerate(params):
+        weight, gradient = _wide(saved[i]), _wide(grads[i])
+        if first_grads:
+            gradient = (1 - alpha) * _wide(first_grads[i]) + alpha * gradient
+        if maximize:
+            gradient = -gradient
+        gradient = gradient + weight_decay * weight
+        if momentum_buffers:
+            buffer = momentum * _wide(momentum_buffers[i]) + (1 - dampening) * gradient
+            momentum_buffers[i].copy_(buffer)
+            gradient = gradient + momentum * buffer if nesterov else buffer
+        moved = weight - lr * gradient
+        param.copy_(moved)
+        if references:
+            squares.append((moved - _wide(references[i])).square().sum())
+    return torch.stack(squares).sum() if squares else grads[0].new_zeros(())

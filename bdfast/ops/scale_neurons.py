@@ -38,7 +38,6 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     checks.check_writable(op, *like)
     if not lists["params"]:
         return
-    copied = checks.make_rows_dense(lists)
+    copied = checks.make_rows_dense(lists, written=("params",))
     torch.ops.bdfast.scale_neurons_(lists["params"], scale.contiguous())
-    for original, dense in copied:
-        original.copy_(dense)
+    checks.copy_back(copied)

@@ -6,6 +6,7 @@ code only implements. Arguments are checked by the public functions, not here.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ SCHEMAS = {
     "kth_largest_change": "(Tensor[] xs, Tensor[] refs, Tensor neurons, int q) -> Tensor",
     "zero_changed_": ("(Tensor(a!)[] params, Tensor[] xs, Tensor[] refs, Tensor neurons, Tensor tau) -> Tensor"),
     "scale_neurons_": "(Tensor(a!)[] params, Tensor scale) -> ()",
+    "perturb_": (
+        "(Tensor(a!)[] params, Tensor[] dirs, Tensor(b!)[] saved, Tensor? norm, float rho, str kind, str scope, "
+        "float eps) -> Tensor"
+    ),
+    "sharp_step_": (
+        "(Tensor(a!)[] params, Tensor[] saved, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] first_grads, "
+        "Tensor[] references, float lr, float momentum, float dampening, bool nesterov, float weight_decay, "
+        "float alpha, bool maximize) -> Tensor"
+    ),
 }
 NATIVE_NAMESPACES = ("bdfast_cpu",)
 
@@ -39,26 +49,48 @@ def _scale_neurons_fake(params: Sequence[Tensor], scale: Tensor) -> None:
     return None
 
 
+def _perturb_fake(
+    params: Sequence[Tensor],
+    dirs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    norm: Tensor | None,
+    rho: float,
+    kind: str,
+    scope: str,
+    eps: float,
+) -> Tensor:
+    return params[0].new_empty((len(params),) if scope == "tensor" else (), dtype=torch.float32)
+
+
+def _sharp_step_fake(params: Sequence[Tensor], *args: object) -> Tensor:
+    return params[0].new_empty((), dtype=torch.float32)
+
+
 FAKES: dict[str, Callable[..., Tensor | None]] = {
     "neuron_norms": _neuron_norms_fake,
     "kth_largest_change": _kth_largest_change_fake,
     "zero_changed_": _zero_changed_fake,
     "scale_neurons_": _scale_neurons_fake,
+    "perturb_": _perturb_fake,
+    "sharp_step_": _sharp_step_fake,
 }
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:
-    def run(tensors: list[Tensor], *args: object) -> Tensor | None:
+    def run(tensors: list[Tensor], *args: Any) -> Tensor | None:
         result = backends.select(op, tensors[0])(tensors, *args)
         return result.float() if result is not None and result.is_floating_point() else result
 
-    def run_in_place(tensors: list[Tensor], *args: object) -> Tensor | None:
-        result = run(tensors, *args)
+    written = [i for i, argument in enumerate(SCHEMAS[op].split(",")) if "!" in argument]
+
+    def run_in_place(*args: Any) -> Tensor | None:
+        result = run(*args)
         # Below autograd nobody counts versions, and a stale graph would go unnoticed.
-        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+        for i in written:
+            torch.autograd.graph.increment_version([x for x in args[i] if not x.is_inference()])
         return result
 
-    return run_in_place if op.endswith("_") else run
+    return run_in_place if written else run
 
 
 # The strides were checked before the call, and a compiler must not change them afterwards.

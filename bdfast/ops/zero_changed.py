@@ -59,8 +59,7 @@ def zero_changed_(
     checks.check_writable(op, *like)
     if not lists["params"]:
         return torch.zeros((), dtype=torch.int64, device=neurons.device)
-    copied = checks.make_rows_dense(lists)
+    copied = checks.make_rows_dense(lists, written=("params",))
     selected = torch.ops.bdfast.zero_changed_(lists["params"], lists["xs"], lists["refs"], neurons.contiguous(), tau)
-    for original, dense in copied:
-        original.copy_(dense)
+    checks.copy_back(copied)
     return selected

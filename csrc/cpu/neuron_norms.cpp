@@ -10,11 +10,6 @@ namespace {
 
 enum class Norm { kSum, kSumOfSquares, kLargest };
 
-// Rows shorter than the lanes are not worth them: setting up wide vectors would cost more than the row.
-constexpr int64_t kLanes = 32;
-// The length of a float32 sum; beyond it, sums are added up in float64.
-constexpr int64_t kStretch = 1024;
-
 Norm norm_of(double ord) {
   if (ord == 1) return Norm::kSum;
   if (ord == 2) return Norm::kSumOfSquares;
@@ -28,22 +23,9 @@ inline float term(const T* x, const T* ref, int64_t i) {
   return kNorm == Norm::kSum ? d : d * d;
 }
 
-// Adds up in a fixed number of lanes, whatever a vector of the machine holds: short sums that lose next to nothing,
-// in the same order on every machine.
 template <Norm kNorm, bool kHasRef, class T>
 inline float sum(const T* x, const T* ref, int64_t n) {
-  int64_t whole = n / kLanes * kLanes;
-  float lanes[kLanes] = {};
-  for (int64_t i = 0; i < whole; i += kLanes) {
-#pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; lane++) lanes[lane] += term<kNorm, kHasRef>(x, ref, i + lane);
-  }
-  for (int64_t width = kLanes / 2; width > 0 && whole > 0; width /= 2) {
-    for (int64_t lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
-  }
-  float total = lanes[0];
-  for (int64_t i = whole; i < n; i++) total += term<kNorm, kHasRef>(x, ref, i);
-  return total;
+  return sum_of_stretch(0, n, [=](int64_t i) { return term<kNorm, kHasRef>(x, ref, i); });
 }
 
 // The bits of floats without a sign are in the order of their values, with NaN above all.

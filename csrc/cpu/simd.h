@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -42,6 +43,38 @@ template <bool kHasRef, class T>
 inline float change(const T* x, const T* ref, int64_t i) {
   if constexpr (kHasRef) return std::fabs(static_cast<float>(x[i]) - static_cast<float>(ref[i]));
   return std::fabs(static_cast<float>(x[i]));
+}
+
+// Sums shorter than the lanes are not worth them: setting up wide vectors would cost more than the sum.
+constexpr int64_t kLanes = 32;
+// The length of a float32 sum; beyond it, sums are added up in float64.
+constexpr int64_t kStretch = 1024;
+
+// term(0) + ... + term(n - 1) in a fixed number of lanes, whatever a vector of the machine holds: short sums that lose
+// next to nothing, in the same order on every machine.
+template <class Term>
+inline float sum_of_stretch(int64_t begin, int64_t end, Term term) {
+  int64_t whole = begin + (end - begin) / kLanes * kLanes;
+  float lanes[kLanes] = {};
+  for (int64_t i = begin; i < whole; i += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; lane++) lanes[lane] += term(i + lane);
+  }
+  for (int64_t width = kLanes / 2; width > 0 && whole > begin; width /= 2) {
+    for (int64_t lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
+  }
+  float total = lanes[0];
+  for (int64_t i = whole; i < end; i++) total += term(i);
+  return total;
+}
+
+template <class Term>
+inline double sum_in_lanes(int64_t n, Term term) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kStretch) {
+    total += sum_of_stretch(begin, std::min(n, begin + kStretch), term);
+  }
+  return total;
 }
 
 inline uint32_t bits_of(float value) {

@@ -51,6 +51,21 @@ def test_transformer_engine_3207_no_tensor_of_many_is_skipped(backend):
         assert torch.cat([x[:, 0] for x in params]).tolist() == list(range(1, rows + 1))
 
 
+def test_no_tensor_is_skipped_or_met_twice_by_the_steps(backend):
+    for sizes in (
+        [(2, 3), (0, 3), (4,), (0,)],
+        [(0, 5), (1, 50_000), (3, 1)],
+        [(1 + i % 3, 1 + i % 5) for i in range(700)],
+    ):
+        params = [torch.full(size, 10.0) for size in sizes]
+        ones, saved = [torch.ones(size) for size in sizes], [torch.zeros(size) for size in sizes]
+        norms = ops.perturb_(params, ones, saved, rho=1.0, scope="tensor")
+        assert norms.tolist() == pytest.approx([x.numel() ** 0.5 for x in ones])
+        assert all(bool((x == 10).all()) for x in saved)
+        ops.sharp_step_(params, saved, ones, lr=1.0)
+        assert all(bool((x == 9).all()) for x in params)
+
+
 def test_apex_memory_formats_are_not_mixed():
     x = torch.randn(4, 3, 2, 2)
     with pytest.raises(ValueError, match=r"refs\[0\] has strides .*memory format"):
@@ -71,9 +86,15 @@ def test_apex_unaligned_starts(backend):
             x = memory[start : start + 300].view(3, 100)
             assert ops.neuron_norms([x], [torch.zeros(3, 100, dtype=dtype)]).tolist() == [100] * 3
             ops.scale_neurons_([x], torch.ones(3))
+            ops.sharp_step_([x], [x], [torch.zeros(3, 100, dtype=dtype)], lr=1.0)
+            assert bool((memory == 1).all())
     outside = torch.ones(50)
     ops.scale_neurons_([outside[3:43].view(4, 10)], torch.zeros(4))
     assert outside.nonzero().flatten().tolist() == [0, 1, 2, *range(43, 50)]
+    inside, saved = outside[3:43].view(4, 10), torch.full((50,), 7.0)
+    ops.perturb_([inside], [torch.ones(4, 10)], [saved[5:45].view(4, 10)], rho=1.0)
+    assert (saved != 7).nonzero().flatten().tolist() == list(range(5, 45))
+    assert outside[:3].tolist() + outside[43:].tolist() == [1.0] * 10
 
 
 def test_one_giant_among_small_ones(backend):

@@ -80,3 +80,45 @@ def test_scaling(backend, shapes, dtype, swapped, seed):
     reference.scale_neurons_(expected, scale)
     ops.scale_neurons_(params, scale)
     assert all(torch.equal(a, b) for a, b in zip(params, expected, strict=True))
+
+
+@PROFILE
+@given(**CASES, mode=st.sampled_from(["sam", "asam", "path"]), scope=st.sampled_from(["global", "tensor"]))
+def test_perturbing(backend, shapes, dtype, swapped, seed, mode, scope):
+    params, dirs, saved, _ = random_lists(shapes, dtype, swapped, seed, 3)
+    before = [x.clone() for x in params]
+    truth, plain = [x.double() for x in params], [x.clone() for x in params]
+    arguments = (None, 0.5, mode, scope, 1e-12)
+    norm = reference.perturb_(truth, [x.double() for x in dirs], [x.double() for x in saved], *arguments)
+    plain_norm = reference.perturb_(plain, dirs, [x.clone() for x in saved], *arguments)
+    assert_matches(ops.perturb_(params, dirs, saved, rho=0.5, mode=mode, scope=scope), norm, baseline=plain_norm)
+    for param, start, keep, true, baseline in zip(params, before, saved, truth, plain, strict=True):
+        assert torch.equal(keep, start)
+        assert_matches(param, true, baseline=baseline, scale=start.double().abs() + 0.5)
+
+
+@PROFILE
+@given(**CASES, alpha=st.floats(0, 0.9), nesterov=st.booleans(), maximize=st.booleans())
+def test_stepping(backend, shapes, dtype, swapped, seed, alpha, nesterov, maximize):
+    *lists, _ = random_lists(shapes, dtype, swapped, seed, 6)
+    options = (0.1, 0.9, 0.2, nesterov, 0.01, alpha, maximize)
+    order = (0, 1, 2, 3, 4, 5)  # params, saved, grads, momentum_buffers, first_grads, references
+    truth = [[x.double() for x in lists[i]] for i in order]
+    plain = [[x.clone() for x in lists[i]] for i in order]
+    squared = reference.sharp_step_(*truth, *options)
+    plain_squared = reference.sharp_step_(*plain, *options)
+    names = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "alpha", "maximize")
+    params, saved, grads, buffers, first, references = lists
+    actual = ops.sharp_step_(
+        params,
+        saved,
+        grads,
+        buffers,
+        first_grads=first,
+        reference=references,
+        **dict(zip(names, options, strict=True)),
+    )
+    assert_matches(actual, squared, baseline=plain_squared)
+    for written in (0, 3):
+        for x, true, baseline in zip(lists[written], truth[written], plain[written], strict=True):
+            assert_matches(x, true, baseline=baseline, scale=torch.full_like(true, 8.0))

@@ -21,6 +21,14 @@ def sample_calls():
         "kth_largest_change": [(xs, refs, neurons, 100)],
         "zero_changed_": [(params, xs, refs, neurons, torch.tensor(0.1))],
         "scale_neurons_": [(params, torch.rand(len(neurons)))],
+        "perturb_": [
+            (params, xs, changed_like(xs), None, 0.5, "asam", "global", 1e-12),
+            (params, xs, changed_like(xs), torch.ones(len(xs)), 0.5, "path", "tensor", 1e-12),
+        ],
+        "sharp_step_": [
+            (params, xs, refs, [], [], [], 0.1, 0.0, 0.0, False, 0.0, 1.0, False),
+            (params, xs, refs, changed_like(xs), refs, refs, 0.1, 0.9, 0.1, True, 0.1, 0.7, True),
+        ],
     }
 
 

@@ -1,0 +1,108 @@
+"""`sharp_step_`: from perturbed weights back to the saved ones and on, in one pass."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+
+
+@torch.no_grad()
+def sharp_step_(
+    params: Iterable[Tensor],
+    saved: Iterable[Tensor],
+    grads: Iterable[Tensor],
+    momentum_buffers: Iterable[Tensor] | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    first_grads: Iterable[Tensor] | None = None,
+    alpha: float = 1.0,
+    maximize: bool = False,
+    reference: Iterable[Tensor] | None = None,
+) -> Tensor | None:
+    """One step of SGD from the saved weights, with a mix of two gradients; restores and updates in one pass.
+
+    With w = saved[i], g1 = first_grads[i], g2 = grads[i], b = momentum_buffers[i], as in `torch.optim.SGD`:
+
+        g = (1 - alpha) g1 + alpha g2;   g = -g if maximize;   g += weight_decay * w
+        b = momentum * b + (1 - dampening) * g;   g = g + momentum * b if nesterov else b      (with momentum)
+        params[i] = w - lr * g
+
+    Args:
+        params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
+            Overwritten; what they held, such as perturbed weights, is not read.
+        saved: T tensors with the shapes and strides of `params`: the weights to start from, see `perturb_`. They may
+            be the same tensors as `params`, for a plain step.
+        grads: T tensors alike: the gradients g2.
+        momentum_buffers: T tensors alike, changed in place; needed with `momentum`. Start with zeros; for the very
+            first step `torch.optim.SGD` ignores `dampening`, so pass 0 there.
+        lr: Learning rate.
+        momentum: Factor on the buffers.
+        dampening: What the gradient is held back by on its way into the buffers.
+        nesterov: Nesterov momentum.
+        weight_decay: L2 penalty, on the saved weights.
+        first_grads: T tensors alike: the gradients g1 at the saved weights; needed with alpha other than 1.
+        alpha: Share of g2.
+        maximize: Ascend, for unlearning.
+        reference: T tensors alike, to return the distance to.
+
+    Returns:
+        [] float32, the squared distance of the new weights to `reference`, before they are rounded to a 16-bit dtype;
+        its square root is the `norm` of the next `perturb_` along the path. None without `reference`.
+
+    Raises:
+        ValueError: Lists that differ in length, shape, strides or device, a list that an option needs is missing or
+            one that no option uses was passed, or memory that is written and reached twice. Nothing has been changed.
+        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+
+    Notes:
+        Computed in float32 and rounded once (float64 tensors in float64). 20 bytes per float32 parameter with momentum,
+        4 more for `first_grads` and for `reference` each.
+        Backends: cpu, torch.
+    """
+    op = "sharp_step_"
+    options = {
+        "momentum_buffers": (momentum_buffers, momentum != 0, "momentum"),
+        "first_grads": (first_grads, alpha != 1, "alpha"),
+    }
+    for name, (tensors, needed, option) in options.items():
+        if needed != (tensors is not None):
+            value = momentum if option == "momentum" else alpha
+            raise ValueError(
+                f"{op}: {option} is {value:g} and {name} {'is missing' if needed else 'was passed'}, expected both or "
+                f"neither; {f'pass {name}' if needed else f'leave {name} out'} or change {option}."
+            )
+    given = {"params": params, "saved": saved, "grads": grads, "momentum_buffers": momentum_buffers}
+    given |= {"first_grads": first_grads, "reference": reference}
+    lists = {name: checks.as_list(op, name, tensors) for name, tensors in given.items() if tensors is not None}
+    checks.check_lists(op, lists)
+    written = [name for name in ("params", "momentum_buffers") if name in lists]
+    for name in written:
+        checks.check_writable(op, name, lists[name])
+    checks.check_apart(op, lists, "params", ("grads", "momentum_buffers", "first_grads", "reference"))
+    checks.check_apart(op, lists, "momentum_buffers", ("saved", "grads", "first_grads", "reference"))
+    if not lists["params"]:
+        return None if reference is None else torch.zeros(())
+    copied = checks.make_rows_dense(lists, written=written)
+    squared_distance = torch.ops.bdfast.sharp_step_(
+        lists["params"],
+        lists["saved"],
+        lists["grads"],
+        lists.get("momentum_buffers", []),
+        lists.get("first_grads", []),
+        lists.get("reference", []),
+        lr,
+        momentum,
+        dampening,
+        nesterov,
+        weight_decay,
+        alpha,
+        maximize,
+    )
+    checks.copy_back(copied)
+    return None if reference is None else squared_distance

@@ -1,0 +1,109 @@
+"""`compare`: runs ways against each other; what it measured is printed, kept and drawn at the end of the run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from bench import compare as comparing
+from bench import show
+from bench.compare import MEMORY, OURS, Row, Way
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 11
+
+_rows: list[Row] = []
+
+
+class Compare:
+    """One comparison; see `__call__`."""
+
+    def __init__(self, benchmark) -> None:
+        self.benchmark = benchmark
+        self.timing = not benchmark.disabled
+
+    def __call__(
+        self,
+        op: str,
+        case: str,
+        ways: Mapping[str, Way],
+        *,
+        moved: int,
+        dtype: torch.dtype = torch.float32,
+        compiled: Mapping[str, Way] | None = None,
+        memory: tuple[Way, int] | None = None,
+        rounds: int = ROUNDS,
+        gate: Callable[[Mapping[str, Way]], None],
+        prepare: Way | None = None,
+    ) -> dict[str, Row]:
+        """Check that all ways agree, then time them in turns.
+
+        Args:
+            op: What is done.
+            case: On which parameters.
+            ways: Name -> the way; one is called `OURS`.
+            moved: Bytes that the op has to move at the least.
+            dtype: Of the parameters.
+            compiled: More ways, whose first call compiles; that call is timed on its own.
+            memory: A way to read or copy arrays of this size, and its bytes.
+            rounds: How often each way runs.
+            gate: Called with all ways before anything is timed; raises where one is wrong.
+            prepare: Called before every run, outside the time.
+
+        Returns:
+            The rows by way; empty where nothing is timed (without --benchmark-enable).
+        """
+        compile_seconds = {}
+        for name, way in (compiled or {}).items():
+            if self.timing:
+                start = time.perf_counter()
+                way()
+                compile_seconds[name] = time.perf_counter() - start
+        everything = {**ways, **(compiled or {})} if self.timing else dict(ways)
+        gate(everything)
+        if not self.timing:
+            self.benchmark(lambda: None)
+            return {}
+        extra = {name: comparing.extra_memory(way) for name, way in everything.items()}
+        if memory is not None:
+            everything[MEMORY] = memory[0]
+        times = comparing.interleaved(everything, rounds, prepare)
+        rows = comparing.rows_of(op, case, dtype, times, moved, memory[1] if memory else 0)
+        for row in rows:
+            row.extra_bytes = extra.get(row.way)
+            row.compile_seconds = compile_seconds.get(row.way)
+        _rows.extend(rows)
+        self.benchmark.pedantic(everything[OURS], setup=prepare, rounds=1)
+        return {row.way: row for row in rows}
+
+
+@pytest.fixture
+def compare(benchmark) -> Compare:
+    return Compare(benchmark)
+
+
+def record(rows: Sequence[Row], path: Path) -> None:
+    """Append to the results; what is there stays."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+def pytest_terminal_summary() -> None:
+    if not _rows:
+        return
+    path = RESULTS / "cpu.jsonl"
+    record(_rows, path)
+    console = Console(width=150)
+    console.print(show.table(_rows))
+    for figure in show.figures(_rows, RESULTS):
+        console.print(f"drawn: {figure}")
+    console.print(f"appended to {path}")

@@ -1,0 +1,182 @@
+"""The part of a training step beside forward and backward: perturb, mix, update. TSBD, FT-SAM and PAM.
+
+The gradients are given; between the two halves of a step a backward pass would write the second ones. The published
+ways are plain transcriptions of their loops: a copy of the model, Python over the parameters, a tensor per operation.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdfast import ops
+from bench import lists
+from bench.compare import OURS, assert_close, copy_one
+
+RHO, ALPHA, LR, MOMENTUM, DECAY, EPS = 0.05, 0.7, 0.01, 0.9, 5e-4, 1e-12
+Lists = dict[str, list[Tensor]]
+
+
+def fresh(case: str) -> Lists:
+    kinds = {"params": 0.05, "first": 0.01, "second": 0.01, "buffers": 0.01, "end": 0.05}
+    return {kind: lists.random_list(case, seed, size=size) for seed, (kind, size) in enumerate(kinds.items())}
+
+
+def published_update(params: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], decay: float) -> None:
+    """torch.optim.SGD, one tensor after another."""
+    for param, gradient, buffer in zip(params, gradients, buffers, strict=True):
+        if decay:
+            gradient = gradient.add(param, alpha=decay)
+        buffer.mul_(MOMENTUM).add_(gradient)
+        param.add_(buffer, alpha=-LR)
+
+
+def foreach_update(params: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], decay: float) -> None:
+    if decay:
+        gradients = torch._foreach_add(gradients, params, alpha=decay)
+    torch._foreach_mul_(buffers, MOMENTUM)
+    torch._foreach_add_(buffers, gradients)
+    torch._foreach_add_(params, buffers, alpha=-LR)
+
+
+def tsbd_published(params, first, second, buffers, end) -> None:
+    """Both passes on a deep copy; gradients cloned, mixed into a new list, and put back."""
+    copy = [param.clone() for param in params]
+    kept = [gradient.clone() for gradient in first]
+    for param, gradient in zip(copy, kept, strict=True):
+        param.add_(RHO * gradient / (gradient.norm() + EPS))
+    again = [gradient.clone() for gradient in second]
+    mixed = [(1 - ALPHA) * a + ALPHA * b for a, b in zip(kept, again, strict=True)]
+    published_update(params, mixed, buffers, 0)
+
+
+def tsbd_foreach(params, first, second, buffers, end) -> None:
+    saved = [param.clone() for param in params]
+    norms = torch._foreach_norm(first)
+    torch._foreach_add_(norms, EPS)
+    scales = [RHO / norm for norm in norms]
+    torch._foreach_add_(params, torch._foreach_mul(first, scales))
+    torch._foreach_copy_(params, saved)
+    foreach_update(params, torch._foreach_lerp(first, second, ALPHA), buffers, 0)
+
+
+def tsbd_ours(params, first, second, buffers, end) -> None:
+    saved = [torch.empty_like(param) for param in params]
+    ops.perturb_(params, first, saved, rho=RHO, scope="tensor")
+    ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, first_grads=first, alpha=ALPHA)
+
+
+def ftsam_published(params, first, second, buffers, end) -> None:
+    """FT-SAM's adaptive step with its gradient decomposition, which runs at alpha = 0 too; restores by subtraction."""
+    norm = torch.norm(torch.stack([(param.abs() * g).norm() for param, g in zip(params, first, strict=True)]))
+    old, steps = [], []
+    for param, gradient in zip(params, first, strict=True):
+        old.append(gradient.clone())
+        step = param.pow(2) * gradient * (RHO / (norm + EPS))
+        param.add_(step)
+        steps.append(step)
+    inner = sum((a * b).sum() for a, b in zip(old, second, strict=True))
+    first_norm = torch.norm(torch.stack([g.norm() for g in old]))
+    second_norm = torch.norm(torch.stack([g.norm() for g in second]))
+    cosine = inner / (first_norm * second_norm + EPS)
+    gradients = []
+    for a, b in zip(old, second, strict=True):
+        vertical = a - cosine * first_norm * b / (second_norm + EPS)
+        gradients.append(b.clone().add_(vertical, alpha=-0.0))
+    for param, step in zip(params, steps, strict=True):
+        param.sub_(step)
+    published_update(params, gradients, buffers, DECAY)
+
+
+def ftsam_foreach(params, first, second, buffers, end) -> None:
+    saved = [param.clone() for param in params]
+    steps = torch._foreach_mul(params, first)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_mul_(steps, params)
+    torch._foreach_mul_(steps, RHO / (norm + EPS))
+    torch._foreach_add_(params, steps)
+    torch._foreach_copy_(params, saved)
+    foreach_update(params, second, buffers, DECAY)
+
+
+def ftsam_ours(params, first, second, buffers, end) -> None:
+    saved = [torch.empty_like(param) for param in params]
+    ops.perturb_(params, first, saved, rho=RHO, mode="asam")
+    ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+
+
+def pam_published(params, first, second, buffers, end) -> None:
+    """PAM's step: a model of differences, clones of all parameters, restored one by one."""
+    differences = [target - param for target, param in zip(end, params, strict=True)]
+    throw_away = [difference.clone() for difference in differences]
+    norm = torch.norm(torch.stack([x.norm() for x in throw_away]))
+    old = []
+    for param, x in zip(params, throw_away, strict=True):
+        old.append(param.clone())
+        param.add_(x * (RHO / (norm + EPS)))
+    for param, x in zip(params, old, strict=True):
+        param.copy_(x)
+    published_update(params, second, buffers, 0)
+
+
+def pam_foreach(params, first, second, buffers, end) -> None:
+    saved = [param.clone() for param in params]
+    steps = torch._foreach_sub(end, params)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_mul_(steps, RHO / (norm + EPS))
+    torch._foreach_add_(params, steps)
+    torch._foreach_copy_(params, saved)
+    foreach_update(params, second, buffers, 0)
+
+
+class PamOurs:
+    """The distance that one step ends at is the norm that the next one starts with."""
+
+    def __init__(self) -> None:
+        self.norm: Tensor | None = None
+
+    def __call__(self, params, first, second, buffers, end) -> None:
+        saved = [torch.empty_like(param) for param in params]
+        ops.perturb_(params, end, saved, rho=RHO, mode="path", norm=self.norm)
+        squared = ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, reference=end)
+        self.norm = squared.sqrt()
+
+
+Step = Callable[..., None]
+STEPS: dict[str, tuple[int, Step, Step, Step]] = {
+    "TSBD step": (44, tsbd_ours, tsbd_published, tsbd_foreach),
+    "FT-SAM step": (44, ftsam_ours, ftsam_published, ftsam_foreach),
+    "PAM step": (40, PamOurs(), pam_published, pam_foreach),
+}
+
+
+@pytest.mark.parametrize("case", [*lists.NETWORKS, lists.PATHOLOGICAL])
+@pytest.mark.parametrize("step", STEPS)
+def test_step(compare, step, case):
+    bytes_each, ours, published, foreach = STEPS[step]
+    state = fresh(case)
+    elements = lists.elements(case)
+
+    def gate(ways):
+        start = {kind: lists.copies(state[kind]) for kind in ("params", "buffers")}
+        results = {}
+        for name, way in ways.items():
+            for kind, tensors in start.items():
+                torch._foreach_copy_(state[kind], tensors)
+            way()
+            results[name] = lists.copies(state["params"] + state["buffers"])
+        assert_close(results)
+
+    compare(
+        step,
+        case,
+        {
+            OURS: lambda: ours(**state),
+            "published": lambda: published(**state),
+            "foreach": lambda: foreach(**state),
+        },
+        moved=bytes_each * elements,
+        memory=copy_one(elements, torch.float32),
+        gate=gate,
+    )

@@ -1,0 +1,144 @@
+// perturb_: save the weights and move them by rho along a direction, whose norm is taken first.
+#include <optional>
+#include <string>
+
+#include "flat.h"
+#include "simd.h"
+
+namespace bdfast {
+namespace {
+
+enum class Mode { kSam, kAsam, kPath };
+enum List { kParams, kDirs, kSaved, kLists };
+
+Mode mode_of(const std::string& mode) {
+  if (mode == "asam") return Mode::kAsam;
+  return mode == "path" ? Mode::kPath : Mode::kSam;
+}
+
+// What the norm is taken of.
+template <Mode kMode>
+inline float normed(float param, float x) {
+  if (kMode == Mode::kPath) return x - param;
+  return kMode == Mode::kAsam ? x * param : x;
+}
+
+template <Mode kMode, class T>
+inline double sum_of_squares(const T* params, const T* dirs, int64_t n) {
+  return sum_in_lanes(n, [=](int64_t i) {
+    float d = normed<kMode>(kMode == Mode::kSam ? 0.0f : static_cast<float>(params[i]), static_cast<float>(dirs[i]));
+    return d * d;
+  });
+}
+
+template <Mode kMode, class T>
+inline void step(T* __restrict params, const T* __restrict dirs, T* __restrict saved, int64_t n, float factor) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    float param = static_cast<float>(params[i]);
+    float d = normed<kMode>(param, static_cast<float>(dirs[i]));
+    if (kMode == Mode::kAsam) d *= param;
+    saved[i] = params[i];
+    params[i] = static_cast<T>(param + d * factor);
+  }
+}
+
+// Calls f(Constant<Mode>{}).
+template <Mode kMode>
+struct Constant {
+  static constexpr Mode value = kMode;
+};
+
+template <class F>
+inline auto with_mode(Mode mode, F f) {
+  if (mode == Mode::kAsam) return f(Constant<Mode::kAsam>{});
+  if (mode == Mode::kPath) return f(Constant<Mode::kPath>{});
+  return f(Constant<Mode::kSam>{});
+}
+
+BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* params, const void* dirs, int64_t begin,
+                                       int64_t n) {
+  return with_type(dtype, [=](auto type) {
+    using T = typename decltype(type)::type;
+    return with_mode(mode, [=](auto constant) {
+      constexpr Mode kMode = decltype(constant)::value;
+      return sum_of_squares<kMode>(static_cast<const T*>(params) + begin, static_cast<const T*>(dirs) + begin, n);
+    });
+  });
+}
+
+BDFAST_VECTORISED void chunk_step(Mode mode, ScalarType dtype, void* params, const void* dirs, void* saved,
+                                  int64_t begin, int64_t n, float factor) {
+  with_type(dtype, [=](auto type) {
+    using T = typename decltype(type)::type;
+    with_mode(mode, [=](auto constant) {
+      constexpr Mode kMode = decltype(constant)::value;
+      step<kMode>(static_cast<T*>(params) + begin, static_cast<const T*>(dirs) + begin, static_cast<T*>(saved) + begin,
+                  n, factor);
+    });
+  });
+}
+
+void save_only(const FlatLists<kLists>& flat, const Chunk& chunk) {
+  int64_t size = flat.dtype == ScalarType::Float ? 4 : 2;
+  const auto& entry = flat.entries[chunk.tensor];
+  std::memcpy(static_cast<char*>(entry[kSaved]) + chunk.begin * size,
+              static_cast<const char*>(entry[kParams]) + chunk.begin * size, (chunk.end - chunk.begin) * size);
+}
+
+// The norms of all tensors, or the one of all, in float64.
+std::vector<double> measure(const FlatLists<kLists>& flat, Mode mode, bool per_tensor) {
+  std::vector<double> parts(flat.chunks.size());
+  for_chunks(flat, [&](int64_t c) {
+    const auto& [tensor, begin, end] = flat.chunks[c];
+    const auto& entry = flat.entries[tensor];
+    parts[c] = chunk_squares(mode, flat.dtype, entry[kParams], entry[kDirs], begin, end - begin);
+  });
+  std::vector<double> norms(per_tensor ? flat.entries.size() : 1);
+  for (size_t c = 0; c < parts.size(); c++) norms[per_tensor ? flat.chunks[c].tensor : 0] += parts[c];
+  for (double& norm : norms) norm = std::sqrt(norm);
+  return norms;
+}
+
+Tensor perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& dirs, const std::vector<Tensor>& saved,
+               const std::optional<Tensor>& norm, double rho, const std::string& mode_name, const std::string& scope,
+               double eps) {
+  STD_TORCH_CHECK(dirs.size() == params.size() && saved.size() == params.size(),
+                  "the lists differ in length; call the functions in bdfast.ops");
+  FlatLists<kLists> flat = make_flat<kLists>({&params, &dirs, &saved});
+  Mode mode = mode_of(mode_name);
+  bool per_tensor = scope == "tensor";
+  size_t count = per_tensor ? params.size() : 1;
+  Tensor result = per_tensor ? torch::stable::new_empty(params[0], {static_cast<int64_t>(count)}, ScalarType::Float)
+                             : torch::stable::new_empty(params[0], {}, ScalarType::Float);
+  float* norms = static_cast<float*>(result.mutable_data_ptr());
+  if (norm) {
+    STD_TORCH_CHECK(norm->is_cpu() && norm->scalar_type() == ScalarType::Float && norm->is_contiguous() &&
+                        norm->numel() == static_cast<int64_t>(count),
+                    "the norm does not match the scope; call the functions in bdfast.ops");
+    std::copy_n(static_cast<const float*>(norm->const_data_ptr()), count, norms);
+  } else {
+    std::vector<double> measured = measure(flat, mode, per_tensor);
+    std::copy(measured.begin(), measured.end(), norms);
+  }
+  std::vector<float> factors(count);
+  for (size_t i = 0; i < count; i++) {
+    bool moving = norms[i] > 0 && std::isfinite(norms[i]);
+    factors[i] = moving ? static_cast<float>(rho / (norms[i] + eps)) : 0.0f;
+  }
+  for_chunks(flat, [&](int64_t c) {
+    const auto& [tensor, begin, end] = flat.chunks[c];
+    const auto& entry = flat.entries[tensor];
+    float factor = factors[per_tensor ? tensor : 0];
+    // Not a step of length 0: where the norm is not finite, some direction is not, and 0 times it is NaN.
+    if (factor == 0) return save_only(flat, flat.chunks[c]);
+    chunk_step(mode, flat.dtype, entry[kParams], entry[kDirs], entry[kSaved], begin, end - begin, factor);
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bdfast_cpu, CPU, m) { m.impl("perturb_", TORCH_BOX(&perturb)); }
+
+}  // namespace bdfast
