@@ -140,3 +140,14 @@ def select(op: str, tensor: Tensor) -> Kernel:
     raise BackendUnavailable(
         f"{op}: backend {candidates[0]!r} is forced, but does not have this op; force another one."
     )
+
+
+def native(op: str, tensor: object) -> Kernel | None:
+    """The implementation of `op` for plain tensors like this one where it is not plain PyTorch, else None.
+
+    Fake tensors, subclasses and compilers have to see `torch.ops.bdfast` instead.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return None
+    kernel = select(op, tensor)  # type: ignore[arg-type]
+    return kernel if isinstance(kernel, torch._ops.OpOverload) else None

@@ -127,22 +127,18 @@ def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Ten
     """Replace what no kernel can read (such as transposed views) by contiguous copies.
 
     Returns:
-        (original, copy) of what was replaced in the lists named in `written`, for `copy_back` after the op.
+        (original, copy) of what was replaced in the lists named in `written`, to copy the results back.
     """
     copied = []
     for i, x in enumerate(next(iter(lists.values()))):
         if not rows_are_dense(x):
             for name, tensors in lists.items():
+                if not tensors:
+                    continue
                 original, tensors[i] = tensors[i], tensors[i].contiguous()
                 if name in written:
                     copied.append((original, tensors[i]))
     return copied
-
-
-def copy_back(copied: list[tuple[Tensor, Tensor]]) -> None:
-    """Give the results in the copies that `make_rows_dense` made to their originals."""
-    for original, dense in copied:
-        original.copy_(dense)
 
 
 def _strides(x: Tensor) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 
 @torch.no_grad()
@@ -32,15 +32,17 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
         Backends: cpu, torch.
     """
     op = "kth_largest_change"
-    lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
-    checks.check_lists(op, lists)
-    checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", lists["xs"]))
     if isinstance(q, bool) or not isinstance(q, int):
         raise TypeError(f"{op}: q is a {type(q).__name__}, expected an int; round it down to a count of sub-weights.")
-    if q < 1 or not lists["xs"]:
-        raise ValueError(
-            f"{op}: q is {q}, expected 1 (the largest) up to the number of sub-weights of the selected "
-            "neurons; raise q and select at least one neuron."
-        )
-    checks.make_rows_dense(lists)
-    return torch.ops.bdfast.kth_largest_change(lists["xs"], lists["refs"], neurons.contiguous(), q)
+    lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
+
+    def check() -> None:
+        checks.check_lists(op, lists)
+        checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", lists["xs"]))
+        if q < 1 or not lists["xs"]:
+            raise ValueError(
+                f"{op}: q is {q}, expected 1 (the largest) up to the number of sub-weights of the selected "
+                "neurons; raise q and select at least one neuron."
+            )
+
+    return calling.run(op, lists, neurons, q, check=check, empty=lambda: None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 
 @torch.no_grad()
@@ -37,10 +37,9 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
     if ord not in (1, 2, math.inf):
         raise ValueError(f"neuron_norms: ord is {ord!r}, expected 1, 2 or inf; choose one of these.")
     lists = {"xs": checks.as_list("neuron_norms", "xs", xs)}
-    if refs is not None:
-        lists["refs"] = checks.as_list("neuron_norms", "refs", refs)
-    checks.check_lists("neuron_norms", lists)
-    if not lists["xs"]:
-        return torch.zeros(0)
-    checks.make_rows_dense(lists)
-    return torch.ops.bdfast.neuron_norms(lists["xs"], lists.get("refs", []), float(ord))
+    lists["refs"] = [] if refs is None else checks.as_list("neuron_norms", "refs", refs)
+
+    def check() -> None:
+        checks.check_lists("neuron_norms", lists if refs is not None else {"xs": lists["xs"]})
+
+    return calling.run("neuron_norms", lists, float(ord), check=check, empty=lambda: torch.zeros(0))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 Mode = Literal["sam", "asam", "path"]
 """What a direction is made of: the gradient, the gradient times the squared weight, or the way to other weights."""
@@ -65,21 +65,31 @@ def perturb_(
     checks.check_choice(op, "mode", mode, get_args(Mode))
     checks.check_choice(op, "scope", scope, get_args(Scope))
     lists = {name: checks.as_list(op, name, x) for name, x in (("params", params), ("dirs", dirs), ("saved", saved))}
-    checks.check_lists(op, lists)
-    checks.check_writable(op, "params", lists["params"])
-    checks.check_writable(op, "saved", lists["saved"])
-    checks.check_apart(op, lists, "saved", ("params", "dirs"))
-    count = [] if scope == "global" else [len(lists["params"])]
-    if norm is not None:
+    shape = [] if scope == "global" else [len(lists["params"])]
+
+    def check() -> None:
+        checks.check_lists(op, lists)
+        checks.check_writable(op, "params", lists["params"])
+        checks.check_writable(op, "saved", lists["saved"])
+        checks.check_apart(op, lists, "saved", ("params", "dirs"))
+        if norm is None:
+            return
         checks.check_tensor(op, "norm", norm, torch.float32, ("params", lists["params"]))
-        if list(norm.shape) != count:
+        if list(norm.shape) != shape:
             raise ValueError(
-                f"{op}: norm has shape {list(norm.shape)}, expected {count} for scope {scope!r}; pass what "
+                f"{op}: norm has shape {list(norm.shape)}, expected {shape} for scope {scope!r}; pass what "
                 "perturb_ returned or the square root of what sharp_step_ returned."
             )
-    if not lists["params"]:
-        return torch.zeros(count)
-    copied = checks.make_rows_dense(lists, written=("params", "saved"))
-    result = torch.ops.bdfast.perturb_(lists["params"], lists["dirs"], lists["saved"], norm, rho, mode, scope, eps)
-    checks.copy_back(copied)
-    return result
+
+    return calling.run(
+        op,
+        lists,
+        norm,
+        rho,
+        mode,
+        scope,
+        eps,
+        check=check,
+        empty=lambda: torch.zeros(shape),
+        written=("params", "saved"),
+    )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 
 @torch.no_grad()
@@ -32,12 +32,11 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     """
     op = "scale_neurons_"
     lists = {"params": checks.as_list(op, "params", params)}
-    checks.check_lists(op, lists)
-    like = ("params", lists["params"])
-    checks.check_vector(op, "scale", scale, torch.float32, like)
-    checks.check_writable(op, *like)
-    if not lists["params"]:
-        return
-    copied = checks.make_rows_dense(lists, written=("params",))
-    torch.ops.bdfast.scale_neurons_(lists["params"], scale.contiguous())
-    checks.copy_back(copied)
+
+    def check() -> None:
+        checks.check_lists(op, lists)
+        like = ("params", lists["params"])
+        checks.check_vector(op, "scale", scale, torch.float32, like)
+        checks.check_writable(op, *like)
+
+    calling.run(op, lists, scale, check=check, empty=lambda: None, written=("params",))

@@ -5,7 +5,7 @@ of its own with the same schemas (`torch.ops.bdfast_cpu.<op>`), so that all stay
 code only implements. Arguments are checked by the public functions, not here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,12 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 }
 
 
+def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
+    """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
+    for tensors in lists:
+        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+
+
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:
     def run(tensors: list[Tensor], *args: Any) -> Tensor | None:
         result = backends.select(op, tensors[0])(tensors, *args)
@@ -85,12 +91,20 @@ def _dispatcher(op: str) -> Callable[..., Tensor | None]:
 
     def run_in_place(*args: Any) -> Tensor | None:
         result = run(*args)
-        # Below autograd nobody counts versions, and a stale graph would go unnoticed.
-        for i in written:
-            torch.autograd.graph.increment_version([x for x in args[i] if not x.is_inference()])
+        count_versions(args[i] for i in written)
         return result
 
     return run_in_place if written else run
+
+
+def _native_fake(op: str) -> Callable[..., Tensor | None]:
+    def fake(tensors: list[Tensor], *args: object) -> Tensor | None:
+        # The dispatcher comes here with real tensors too, when a single one among them is on meta.
+        if type(tensors[0]) in (Tensor, torch.nn.Parameter) and not tensors[0].is_meta:
+            raise RuntimeError(f"{op}: some tensors are on meta, others are not; call the functions in bdfast.ops")
+        return FAKES[op](tensors, *args)
+
+    return fake
 
 
 # The strides were checked before the call, and a compiler must not change them afterwards.
@@ -99,5 +113,6 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 for _op, _schema in SCHEMAS.items():
     for _namespace in ("bdfast", *NATIVE_NAMESPACES):
         torch.library.define(f"{_namespace}::{_op}", _schema, tags=_TAGS)
-        torch.library.register_fake(f"{_namespace}::{_op}", FAKES[_op])
+        _fake = FAKES[_op] if _namespace == "bdfast" else _native_fake(_op)
+        torch.library.register_fake(f"{_namespace}::{_op}", _fake)
     torch.library.impl(f"bdfast::{_op}", "default", _dispatcher(_op))

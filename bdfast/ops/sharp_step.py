@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 
 @torch.no_grad()
@@ -79,23 +79,20 @@ def sharp_step_(
             )
     given = {"params": params, "saved": saved, "grads": grads, "momentum_buffers": momentum_buffers}
     given |= {"first_grads": first_grads, "reference": reference}
-    lists = {name: checks.as_list(op, name, tensors) for name, tensors in given.items() if tensors is not None}
-    checks.check_lists(op, lists)
-    written = [name for name in ("params", "momentum_buffers") if name in lists]
-    for name in written:
-        checks.check_writable(op, name, lists[name])
-    checks.check_apart(op, lists, "params", ("grads", "momentum_buffers", "first_grads", "reference"))
-    checks.check_apart(op, lists, "momentum_buffers", ("saved", "grads", "first_grads", "reference"))
-    if not lists["params"]:
-        return None if reference is None else torch.zeros(())
-    copied = checks.make_rows_dense(lists, written=written)
-    squared_distance = torch.ops.bdfast.sharp_step_(
-        lists["params"],
-        lists["saved"],
-        lists["grads"],
-        lists.get("momentum_buffers", []),
-        lists.get("first_grads", []),
-        lists.get("reference", []),
+    lists = {name: [] if tensors is None else checks.as_list(op, name, tensors) for name, tensors in given.items()}
+    written = ("params", "momentum_buffers")
+
+    def check() -> None:
+        passed = {name: lists[name] for name, tensors in given.items() if tensors is not None}
+        checks.check_lists(op, passed)
+        for name in written:
+            checks.check_writable(op, name, lists[name])
+        checks.check_apart(op, passed, "params", ("grads", "momentum_buffers", "first_grads", "reference"))
+        checks.check_apart(op, passed, "momentum_buffers", ("saved", "grads", "first_grads", "reference"))
+
+    squared_distance = calling.run(
+        op,
+        lists,
         lr,
         momentum,
         dampening,
@@ -103,6 +100,8 @@ def sharp_step_(
         weight_decay,
         alpha,
         maximize,
+        check=check,
+        empty=lambda: torch.zeros(()),
+        written=written,
     )
-    checks.copy_back(copied)
     return None if reference is None else squared_distance

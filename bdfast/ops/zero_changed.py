@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import checks, schema  # noqa: F401  (schema declares torch.ops.bdfast)
+from bdfast.ops import calling, checks
 
 
 @torch.no_grad()
@@ -48,18 +48,19 @@ def zero_changed_(
         "xs": checks.as_list(op, "xs", xs),
         "refs": checks.as_list(op, "refs", refs),
     }
-    checks.check_lists(op, lists)
-    like = ("params", lists["params"])
-    checks.check_vector(op, "neurons", neurons, torch.bool, like)
     if not isinstance(tau, Tensor):
-        tau = torch.full((), tau, dtype=torch.float32, device=neurons.device)
-    checks.check_tensor(op, "tau", tau, torch.float32, like)
-    if tau.ndim != 0:
-        raise ValueError(f"{op}: tau has shape {list(tau.shape)}, expected a single number; call tau.reshape(()).")
-    checks.check_writable(op, *like)
-    if not lists["params"]:
+        tau = torch.full((), tau, dtype=torch.float32, device=getattr(neurons, "device", None))
+
+    def check() -> None:
+        checks.check_lists(op, lists)
+        like = ("params", lists["params"])
+        checks.check_vector(op, "neurons", neurons, torch.bool, like)
+        checks.check_tensor(op, "tau", tau, torch.float32, like)
+        if tau.ndim != 0:
+            raise ValueError(f"{op}: tau has shape {list(tau.shape)}, expected a single number; call tau.reshape(()).")
+        checks.check_writable(op, *like)
+
+    def empty() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=neurons.device)
-    copied = checks.make_rows_dense(lists, written=("params",))
-    selected = torch.ops.bdfast.zero_changed_(lists["params"], lists["xs"], lists["refs"], neurons.contiguous(), tau)
-    checks.copy_back(copied)
-    return selected
+
+    return calling.run(op, lists, neurons, tau, check=check, empty=empty, written=("params",))

@@ -1,20 +1,11 @@
 // Lists of tensors as flat memory, for ops that treat every element alike: rows play no part here.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <algorithm>
 #include <array>
-#include <cstdint>
-#include <vector>
+
+#include "lists.h"
 
 namespace bdfast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The elements [begin, end) of entry `tensor` of the lists.
 struct Chunk {
@@ -35,28 +26,15 @@ struct FlatLists {
 // in the order of the chunks repeat bit for bit.
 constexpr int64_t kChunkElements = 32768;
 
-// Arguments were checked in Python, where messages can name them; this repeats what memory safety rests on. The lists
-// that are written to stay const here, as tensors are handles.
+// The lists were checked. Those that are written stay const here, as tensors are handles.
 template <size_t N>
-FlatLists<N> make_flat(const std::array<const std::vector<Tensor>*, N>& lists) {
-  const std::vector<Tensor>& first = *lists[0];
-  STD_TORCH_CHECK(!first.empty(), "the list is empty; call the functions in bdfast.ops");
-  FlatLists<N> flat{{}, {}, first[0].scalar_type()};
-  STD_TORCH_CHECK(
-      flat.dtype == ScalarType::Float || flat.dtype == ScalarType::BFloat16 || flat.dtype == ScalarType::Half,
-      "the dtype is not float32, bfloat16 or float16; call the functions in bdfast.ops");
-  flat.entries.resize(first.size());
-  for (size_t i = 0; i < first.size(); i++) {
-    int64_t numel = first[i].numel();
+FlatLists<N> make_flat(ScalarType dtype, const std::array<const List*, N>& lists) {
+  FlatLists<N> flat{std::vector<std::array<void*, N>>(lists[0]->size()), {}, dtype};
+  for (size_t i = 0; i < flat.entries.size(); i++) {
     for (size_t list = 0; list < N; list++) {
-      if (lists[list]->empty()) continue;
-      STD_TORCH_CHECK(lists[list]->size() == first.size(),
-                      "the lists differ in length; call the functions in bdfast.ops");
-      const Tensor& x = (*lists[list])[i];
-      STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == flat.dtype && x.numel() == numel,
-                      "the tensors of an entry differ in device, dtype or shape; call the functions in bdfast.ops");
-      flat.entries[i][list] = x.mutable_data_ptr();
+      flat.entries[i][list] = lists[list]->empty() ? nullptr : (*lists[list])[i].mutable_data_ptr();
     }
+    int64_t numel = (*lists[0])[i].numel();
     for (int64_t begin = 0; begin < numel; begin += kChunkElements) {
       flat.chunks.push_back({static_cast<int64_t>(i), begin, std::min(numel, begin + kChunkElements)});
     }

@@ -154,11 +154,10 @@ uint32_t select_by_digits(const Pool& pool, int64_t q) {
   return found;
 }
 
-Tensor kth_largest_change(const std::vector<Tensor>& xs, const std::vector<Tensor>& refs, const Tensor& neurons,
-                          int64_t q) {
-  STD_TORCH_CHECK(xs.size() == refs.size(), "the lists differ in length; call the functions in bdfast.ops");
+Tensor kth_largest_change(const List& xs, const List& refs, const Tensor& neurons, int64_t q) {
+  BDFAST_REFUSE_UNLESS(xs.size() == refs.size());
   Pool pool{make_blocks({}, xs, refs), {}, 0};
-  const bool* selected = row_values<bool>(neurons, ScalarType::Bool, pool.blocks);
+  const bool* selected = vector_values<bool>(neurons, ScalarType::Bool, pool.blocks.rows);
   pool.pieces = cut(pool.blocks, [=](int64_t row) { return selected[row]; });
   pool.size = count_elements(pool.pieces);
   if (q < 1 || q > pool.size) {

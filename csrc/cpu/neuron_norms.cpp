@@ -76,7 +76,7 @@ float finish(Norm norm, double total) {
   return static_cast<float>(norm == Norm::kSumOfSquares ? std::sqrt(total) : total);
 }
 
-Tensor neuron_norms(const std::vector<Tensor>& xs, const std::vector<Tensor>& refs, double ord) {
+Tensor neuron_norms(const List& xs, const List& refs, double ord) {
   Norm norm = norm_of(ord);
   Blocks blocks = make_blocks({}, xs, refs);
   Tensor result = torch::stable::new_empty(xs[0], {blocks.rows}, ScalarType::Float);

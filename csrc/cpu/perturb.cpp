@@ -9,7 +9,7 @@ namespace bdfast {
 namespace {
 
 enum class Mode { kSam, kAsam, kPath };
-enum List { kParams, kDirs, kSaved, kLists };
+enum Place { kParams, kDirs, kSaved, kLists };
 
 Mode mode_of(const std::string& mode) {
   if (mode == "asam") return Mode::kAsam;
@@ -100,12 +100,13 @@ std::vector<double> measure(const FlatLists<kLists>& flat, Mode mode, bool per_t
   return norms;
 }
 
-Tensor perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& dirs, const std::vector<Tensor>& saved,
-               const std::optional<Tensor>& norm, double rho, const std::string& mode_name, const std::string& scope,
-               double eps) {
-  STD_TORCH_CHECK(dirs.size() == params.size() && saved.size() == params.size(),
-                  "the lists differ in length; call the functions in bdfast.ops");
-  FlatLists<kLists> flat = make_flat<kLists>({&params, &dirs, &saved});
+Tensor perturb(const List& params, const List& dirs, const List& saved, const std::optional<Tensor>& norm, double rho,
+               const std::string& mode_name, const std::string& scope, double eps) {
+  BDFAST_REFUSE_UNLESS(dirs.size() == params.size() && saved.size() == params.size());
+  ScalarType dtype = check_lists({&params, &dirs, &saved});
+  check_written(params, {});
+  check_written(saved, {&params, &dirs});
+  FlatLists<kLists> flat = make_flat<kLists>(dtype, {&params, &dirs, &saved});
   Mode mode = mode_of(mode_name);
   bool per_tensor = scope == "tensor";
   size_t count = per_tensor ? params.size() : 1;
@@ -113,9 +114,8 @@ Tensor perturb(const std::vector<Tensor>& params, const std::vector<Tensor>& dir
                              : torch::stable::new_empty(params[0], {}, ScalarType::Float);
   float* norms = static_cast<float*>(result.mutable_data_ptr());
   if (norm) {
-    STD_TORCH_CHECK(norm->is_cpu() && norm->scalar_type() == ScalarType::Float && norm->is_contiguous() &&
-                        norm->numel() == static_cast<int64_t>(count),
-                    "the norm does not match the scope; call the functions in bdfast.ops");
+    BDFAST_REFUSE_UNLESS(norm->is_cpu() && norm->scalar_type() == ScalarType::Float && norm->is_contiguous() &&
+                         norm->dim() == (per_tensor ? 1 : 0) && norm->numel() == static_cast<int64_t>(count));
     std::copy_n(static_cast<const float*>(norm->const_data_ptr()), count, norms);
   } else {
     std::vector<double> measured = measure(flat, mode, per_tensor);

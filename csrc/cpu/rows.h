@@ -1,19 +1,9 @@
 // A list of tensors as rows (neurons), and how the work on them is cut into pieces for the threads.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <vector>
+#include "lists.h"
 
 namespace bdfast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // One entry of the lists. Row r is the memory from r * columns on, in the same order in all three tensors.
 struct Block {
@@ -41,46 +31,18 @@ struct Piece {
 // Large enough to hide what a piece costs, small enough to keep many threads busy with a small network.
 constexpr int64_t kPieceElements = 32768;
 
-// Arguments were checked in Python, where messages can name them; this repeats what memory safety rests on.
-inline void check_entry(const Tensor& x, ScalarType dtype, int64_t rows, int64_t numel) {
-  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() > 0 && x.size(0) == rows && x.numel() == numel,
-                  "the tensors of an entry differ in device, dtype or shape; call the functions in bdfast.ops");
-}
-
-inline Blocks make_blocks(const std::vector<Tensor>& params, const std::vector<Tensor>& xs,
-                          const std::vector<Tensor>& refs) {
-  const std::vector<Tensor>& first = xs.empty() ? params : xs;
-  STD_TORCH_CHECK(!first.empty(), "the list is empty; call the functions in bdfast.ops");
-  for (const std::vector<Tensor>* other : {&params, &refs}) {
-    STD_TORCH_CHECK(other->empty() || other->size() == first.size(),
-                    "the lists differ in length; call the functions in bdfast.ops");
-  }
-  ScalarType dtype = first[0].scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                  "the dtype is not float32, bfloat16 or float16; call the functions in bdfast.ops");
-  Blocks blocks{{}, dtype, 0};
+inline Blocks make_blocks(const List& params, const List& xs, const List& refs) {
+  const List& first = xs.empty() ? params : xs;
+  Blocks blocks{{}, check_lists({&first, &params, &refs}), 0};
   blocks.list.reserve(first.size());
   for (size_t i = 0; i < first.size(); i++) {
-    STD_TORCH_CHECK(first[i].dim() > 0, "a tensor has no dimension; call the functions in bdfast.ops");
     int64_t rows = first[i].size(0), numel = first[i].numel();
-    for (const std::vector<Tensor>* list : {&params, &xs, &refs}) {
-      if (!list->empty()) check_entry((*list)[i], dtype, rows, numel);
-    }
     blocks.list.push_back(
         {params.empty() ? nullptr : params[i].mutable_data_ptr(), xs.empty() ? nullptr : xs[i].const_data_ptr(),
          refs.empty() ? nullptr : refs[i].const_data_ptr(), rows, rows == 0 ? 0 : numel / rows, blocks.rows});
     blocks.rows += rows;
   }
   return blocks;
-}
-
-// The values of a [R] vector that belongs to the rows.
-template <class T>
-const T* row_values(const Tensor& vector, ScalarType dtype, const Blocks& blocks) {
-  STD_TORCH_CHECK(
-      vector.is_cpu() && vector.scalar_type() == dtype && vector.is_contiguous() && vector.numel() == blocks.rows,
-      "the vector does not match the rows; call the functions in bdfast.ops");
-  return static_cast<const T*>(vector.const_data_ptr());
 }
 
 // Cuts the rows that `selected` admits into pieces of similar size. Shapes and selection alone decide about the

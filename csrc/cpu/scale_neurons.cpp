@@ -23,9 +23,10 @@ BDFAST_VECTORISED void scale_piece(ScalarType dtype, const Block& block, int64_t
   });
 }
 
-void scale_neurons(const std::vector<Tensor>& params, const Tensor& scale) {
+void scale_neurons(const List& params, const Tensor& scale) {
   Blocks blocks = make_blocks(params, {}, {});
-  const float* factors = row_values<float>(scale, ScalarType::Float, blocks);
+  check_written(params, {});
+  const float* factors = vector_values<float>(scale, ScalarType::Float, blocks.rows);
   // A factor of one changes nothing, and masks consist mostly of ones.
   std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return factors[row] != 1.0f; });
   for_pieces(pieces, [&](int64_t first, int64_t last) {

@@ -5,7 +5,7 @@
 namespace bdfast {
 namespace {
 
-enum List { kParams, kSaved, kGrads, kMomentum, kFirstGrads, kReferences, kLists };
+enum Place { kParams, kSaved, kGrads, kMomentum, kFirstGrads, kReferences, kLists };
 
 struct Options {
   float lr;
@@ -80,13 +80,15 @@ BDFAST_VECTORISED double chunk_step(ScalarType dtype, const std::array<void*, kL
   });
 }
 
-Tensor sharp_step(const std::vector<Tensor>& params, const std::vector<Tensor>& saved, const std::vector<Tensor>& grads,
-                  const std::vector<Tensor>& momentum_buffers, const std::vector<Tensor>& first_grads,
-                  const std::vector<Tensor>& references, double lr, double momentum, double dampening, bool nesterov,
-                  double weight_decay, double alpha, bool maximize) {
-  STD_TORCH_CHECK(saved.size() == params.size() && grads.size() == params.size(),
-                  "the lists differ in length; call the functions in bdfast.ops");
-  FlatLists<kLists> flat = make_flat<kLists>({&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
+Tensor sharp_step(const List& params, const List& saved, const List& grads, const List& momentum_buffers,
+                  const List& first_grads, const List& references, double lr, double momentum, double dampening,
+                  bool nesterov, double weight_decay, double alpha, bool maximize) {
+  BDFAST_REFUSE_UNLESS(saved.size() == params.size() && grads.size() == params.size());
+  ScalarType dtype = check_lists({&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
+  check_written(params, {&grads, &momentum_buffers, &first_grads, &references});
+  check_written(momentum_buffers, {&saved, &grads, &first_grads, &references});
+  FlatLists<kLists> flat =
+      make_flat<kLists>(dtype, {&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
   Options options{static_cast<float>(lr),
                   static_cast<float>(momentum),
                   static_cast<float>(1 - dampening),

@@ -39,15 +39,12 @@ BDFAST_VECTORISED int64_t zero_piece(ScalarType dtype, const Block& block, int64
   });
 }
 
-Tensor zero_changed(const std::vector<Tensor>& params, const std::vector<Tensor>& xs, const std::vector<Tensor>& refs,
-                    const Tensor& neurons, const Tensor& tau) {
-  STD_TORCH_CHECK(xs.size() == params.size() && refs.size() == params.size(),
-                  "the lists differ in length; call the functions in bdfast.ops");
-  STD_TORCH_CHECK(tau.is_cpu() && tau.scalar_type() == ScalarType::Float && tau.numel() == 1,
-                  "tau is not one float32; call the functions in bdfast.ops");
+Tensor zero_changed(const List& params, const List& xs, const List& refs, const Tensor& neurons, const Tensor& tau) {
+  BDFAST_REFUSE_UNLESS(xs.size() == params.size() && refs.size() == params.size());
   Blocks blocks = make_blocks(params, xs, refs);
-  const bool* selected = row_values<bool>(neurons, ScalarType::Bool, blocks);
-  float threshold = *static_cast<const float*>(tau.const_data_ptr());
+  check_written(params, {});
+  const bool* selected = vector_values<bool>(neurons, ScalarType::Bool, blocks.rows);
+  float threshold = number(tau);
   std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return selected[row]; });
 
   std::atomic<int64_t> count{0};

@@ -1,0 +1,52 @@
+"""How the public functions of the ops reach a kernel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdfast.ops import backends, checks, schema
+
+
+def run(
+    op: str,
+    lists: checks.Lists,
+    *args: Any,
+    check: Callable[[], None],
+    empty: Callable[[], Any],
+    written: Sequence[str] = (),
+) -> Any:
+    """Run `op` on lists of tensors.
+
+    A native kernel looks at everything that it relies on before it writes, in a fraction of the time that Python needs,
+    so that it is simply tried. Where it refuses, and where there is none, `check` finds what is wrong and explains
+    it; what it finds nothing wrong with is made dense.
+
+    Args:
+        op: Its name.
+        lists: By the names of the arguments, in the order of the schema.
+        *args: The other arguments.
+        check: Raises the error that explains a wrong argument.
+        empty: The result for lists without a tensor.
+        written: Names of the lists that the op writes to.
+    """
+    first = next(iter(lists.values()))
+    kernel = backends.native(op, first[0]) if first else None
+    if kernel is not None:
+        try:
+            result = kernel(*lists.values(), *args)
+        except (RuntimeError, TypeError, ValueError):
+            pass  # explained below, or raised again
+        else:
+            schema.count_versions(lists[name] for name in written if name in lists)
+            return result
+    check()
+    if not first:
+        return empty()
+    copied = checks.make_rows_dense(lists, written)
+    args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
+    result = getattr(torch.ops.bdfast, op)(*lists.values(), *args)
+    for original, dense in copied:
+        original.copy_(dense)
+    return result
