@@ -12,8 +12,9 @@
 
 // Compiled once per level of x86-64; the loader takes the best one for the machine. Everything that is called inside
 // has to be inlined to be compiled for that level too, which is what `flatten` asks for.
+// Sanitizers instrument the resolvers, which run before the sanitizers do.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && \
-    __GNUC__ >= 12
+    __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
 #define BDFAST_VECTORISED __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define BDFAST_VECTORISED
