@@ -43,16 +43,17 @@ struct Pool {
   int64_t size;
 };
 
-template <class T>
-inline void keys_of(const T* x, const T* ref, int64_t n, uint32_t* keys) {
+template <class E>
+inline void keys_of(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, uint32_t* keys) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) keys[i] = bits_of(change<true>(x, ref, i));
+  for (int64_t i = 0; i < n; i++) keys[i] = bits_of(change<true, E>(x, ref, i));
 }
 
 BDFAST_VECTORISED void keys_of(ScalarType dtype, const Block& block, int64_t begin, int64_t n, uint32_t* keys) {
   with_type(dtype, [=, &block](auto type) {
-    using T = typename decltype(type)::type;
-    keys_of(static_cast<const T*>(block.x) + begin, static_cast<const T*>(block.ref) + begin, n, keys);
+    using Stored = typename decltype(type)::Stored;
+    const Stored *x = static_cast<const Stored*>(block.x), *ref = static_cast<const Stored*>(block.ref);
+    keys_of<decltype(type)>(x + begin, ref + begin, n, keys);
   });
 }
 

@@ -10,6 +10,13 @@ namespace {
 
 enum class Norm { kSum, kSumOfSquares, kLargest };
 
+template <Norm kNorm, bool kHasRef, class E>
+struct Kind {
+  using Element = E;
+  static constexpr Norm value = kNorm;
+  static constexpr bool has_ref = kHasRef;
+};
+
 Norm norm_of(double ord) {
   if (ord == 1) return Norm::kSum;
   if (ord == 2) return Norm::kSumOfSquares;
@@ -17,63 +24,90 @@ Norm norm_of(double ord) {
   throw std::invalid_argument("neuron_norms: ord is not 1, 2 or inf; choose one of these.");
 }
 
-template <Norm kNorm, bool kHasRef, class T>
-inline float term(const T* x, const T* ref, int64_t i) {
-  float d = change<kHasRef>(x, ref, i);
+template <Norm kNorm, bool kHasRef, class E>
+inline float term(const typename E::Stored* x, const typename E::Stored* ref, int64_t i) {
+  float d = change<kHasRef, E>(x, ref, i);
   return kNorm == Norm::kSum ? d : d * d;
 }
 
-template <Norm kNorm, bool kHasRef, class T>
-inline float sum(const T* x, const T* ref, int64_t n) {
-  return sum_of_stretch(0, n, [=](int64_t i) { return term<kNorm, kHasRef>(x, ref, i); });
-}
-
 // The bits of floats without a sign are in the order of their values, with NaN above all.
-template <bool kHasRef, class T>
-inline float largest(const T* x, const T* ref, int64_t n) {
+template <bool kHasRef, class E>
+inline float largest(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
   uint32_t bits = 0;
 #pragma omp simd reduction(max : bits)
-  for (int64_t i = 0; i < n; i++) bits = std::max(bits, bits_of(change<kHasRef>(x, ref, i)));
+  for (int64_t i = 0; i < n; i++) bits = std::max(bits, bits_of(change<kHasRef, E>(x, ref, i)));
   return float_of(bits);
 }
 
-template <bool kHasRef, class T>
-inline float measure(Norm norm, const T* x, const T* ref, int64_t n) {
-  if (norm == Norm::kSum) return sum<Norm::kSum, kHasRef>(x, ref, n);
-  if (norm == Norm::kSumOfSquares) return sum<Norm::kSumOfSquares, kHasRef>(x, ref, n);
-  return largest<kHasRef>(x, ref, n);
+// A part of a row, or all of it: the sum, the sum of squares or the largest.
+template <Norm kNorm, bool kHasRef, class E>
+inline double measure(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
+  if constexpr (kNorm == Norm::kLargest) return largest<kHasRef, E>(x, ref, n);
+  return sum_in_lanes(n, [=](int64_t i) { return term<kNorm, kHasRef, E>(x, ref, i); });
 }
 
-inline float measure(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t n) {
-  return with_type(dtype, [=, &block](auto type) {
-    using T = typename decltype(type)::type;
-    const T* x = static_cast<const T*>(block.x) + begin;
-    if (block.ref == nullptr) return measure<false, T>(norm, x, nullptr, n);
-    return measure<true>(norm, x, static_cast<const T*>(block.ref) + begin, n);
-  });
-}
-
-BDFAST_VECTORISED float measure_stretch(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t n) {
-  return measure(norm, dtype, block, begin, n);
-}
-
-double combine(Norm norm, double total, double part) {
-  if (norm != Norm::kLargest) return total + part;
-  return part > total || std::isnan(part) ? part : total;
-}
-
-double measure_row(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t end) {
-  if (end - begin < kLanes) return measure(norm, dtype, block, begin, end - begin);
-  double total = 0;
-  for (; begin < end; begin += kStretch) {
-    float part = measure_stretch(norm, dtype, block, begin, std::min(kStretch, end - begin));
-    total = combine(norm, total, part);
-  }
+template <Norm kNorm, bool kHasRef, class E>
+inline double measure_narrow(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
+  if constexpr (kNorm == Norm::kLargest) return largest<kHasRef, E>(x, ref, n);
+  float total = 0;
+  for (int64_t i = 0; i < n; i++) total += term<kNorm, kHasRef, E>(x, ref, i);
   return total;
 }
 
 float finish(Norm norm, double total) {
   return static_cast<float>(norm == Norm::kSumOfSquares ? std::sqrt(total) : total);
+}
+
+// Calls f(norm, type, x, ref) with the norm and the element type as template arguments.
+template <class F>
+inline auto with_norm(Norm norm, ScalarType dtype, const Block& block, F f) {
+  return with_type(dtype, [=, &block](auto type) {
+    using E = decltype(type);
+    using Stored = typename E::Stored;
+    const Stored *x = static_cast<const Stored*>(block.x), *ref = static_cast<const Stored*>(block.ref);
+    auto with_ref = [=](auto constant) {
+      constexpr Norm kNorm = decltype(constant)::value;
+      return ref == nullptr ? f(Kind<kNorm, false, E>{}, x, x) : f(Kind<kNorm, true, E>{}, x, ref);
+    };
+    if (norm == Norm::kSum) return with_ref(Kind<Norm::kSum, false, E>{});
+    if (norm == Norm::kSumOfSquares) return with_ref(Kind<Norm::kSumOfSquares, false, E>{});
+    return with_ref(Kind<Norm::kLargest, false, E>{});
+  });
+}
+
+BDFAST_VECTORISED double measure_part(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t n) {
+  return with_norm(norm, dtype, block, [=](auto kind, const auto* x, const auto* ref) {
+    using K = decltype(kind);
+    return measure<K::value, K::has_ref, typename K::Element>(x + begin, ref + begin, n);
+  });
+}
+
+// The norms of whole rows, from the one that begins at `begin` on.
+BDFAST_VECTORISED void measure_rows(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t count,
+                                    float* out) {
+  int64_t columns = block.columns;
+  with_norm(norm, dtype, block, [=](auto kind, const auto* x, const auto* ref) {
+    using K = decltype(kind);
+    for (int64_t row = 0, at = begin; row < count; row++, at += columns) {
+      out[row] = finish(norm, measure<K::value, K::has_ref, typename K::Element>(x + at, ref + at, columns));
+    }
+  });
+}
+
+// Rows of fewer than kLanes columns: wide vectors would cost more than the row.
+void measure_narrow_rows(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t count, float* out) {
+  int64_t columns = block.columns;
+  with_norm(norm, dtype, block, [=](auto kind, const auto* x, const auto* ref) {
+    using K = decltype(kind);
+    for (int64_t row = 0, at = begin; row < count; row++, at += columns) {
+      out[row] = finish(norm, measure_narrow<K::value, K::has_ref, typename K::Element>(x + at, ref + at, columns));
+    }
+  });
+}
+
+double combine(Norm norm, double total, double part) {
+  if (norm != Norm::kLargest) return total + part;
+  return part > total || std::isnan(part) ? part : total;
 }
 
 Tensor neuron_norms(const List& xs, const List& refs, double ord) {
@@ -90,13 +124,12 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
       const auto& [b, begin, end] = pieces[p];
       const Block& block = blocks.list[b];
       if (end - begin < block.columns) {
-        parts[p] = measure_row(norm, blocks.dtype, block, begin, end);
+        parts[p] = measure_part(norm, blocks.dtype, block, begin, end - begin);
         continue;
       }
-      for (int64_t start = begin; start < end; start += block.columns) {
-        double total = measure_row(norm, blocks.dtype, block, start, start + block.columns);
-        out[block.first_row + start / block.columns] = finish(norm, total);
-      }
+      auto* measure = block.columns < kLanes ? measure_narrow_rows : measure_rows;
+      float* norms = out + block.first_row + begin / block.columns;
+      measure(norm, blocks.dtype, block, begin, (end - begin) / block.columns, norms);
     }
   });
 

@@ -23,23 +23,23 @@ inline float normed(float param, float x) {
   return kMode == Mode::kAsam ? x * param : x;
 }
 
-template <Mode kMode, class T>
+template <Mode kMode, class E, class T = typename E::Stored>
 inline double sum_of_squares(const T* params, const T* dirs, int64_t n) {
   return sum_in_lanes(n, [=](int64_t i) {
-    float d = normed<kMode>(kMode == Mode::kSam ? 0.0f : static_cast<float>(params[i]), static_cast<float>(dirs[i]));
+    float d = normed<kMode>(kMode == Mode::kSam ? 0.0f : E::load(params[i]), E::load(dirs[i]));
     return d * d;
   });
 }
 
-template <Mode kMode, class T>
+template <Mode kMode, class E, class T = typename E::Stored>
 inline void step(T* __restrict params, const T* __restrict dirs, T* __restrict saved, int64_t n, float factor) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    float param = static_cast<float>(params[i]);
-    float d = normed<kMode>(param, static_cast<float>(dirs[i]));
+    float param = E::load(params[i]);
+    float d = normed<kMode>(param, E::load(dirs[i]));
     if (kMode == Mode::kAsam) d *= param;
     saved[i] = params[i];
-    params[i] = static_cast<T>(param + d * factor);
+    params[i] = E::store(param + d * factor);
   }
 }
 
@@ -59,10 +59,11 @@ inline auto with_mode(Mode mode, F f) {
 BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* params, const void* dirs, int64_t begin,
                                        int64_t n) {
   return with_type(dtype, [=](auto type) {
-    using T = typename decltype(type)::type;
+    using E = decltype(type);
+    using T = typename E::Stored;
     return with_mode(mode, [=](auto constant) {
       constexpr Mode kMode = decltype(constant)::value;
-      return sum_of_squares<kMode>(static_cast<const T*>(params) + begin, static_cast<const T*>(dirs) + begin, n);
+      return sum_of_squares<kMode, E>(static_cast<const T*>(params) + begin, static_cast<const T*>(dirs) + begin, n);
     });
   });
 }
@@ -70,11 +71,12 @@ BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* 
 BDFAST_VECTORISED void chunk_step(Mode mode, ScalarType dtype, void* params, const void* dirs, void* saved,
                                   int64_t begin, int64_t n, float factor) {
   with_type(dtype, [=](auto type) {
-    using T = typename decltype(type)::type;
+    using E = decltype(type);
+    using T = typename E::Stored;
     with_mode(mode, [=](auto constant) {
       constexpr Mode kMode = decltype(constant)::value;
-      step<kMode>(static_cast<T*>(params) + begin, static_cast<const T*>(dirs) + begin, static_cast<T*>(saved) + begin,
-                  n, factor);
+      step<kMode, E>(static_cast<T*>(params) + begin, static_cast<const T*>(dirs) + begin,
+                     static_cast<T*>(saved) + begin, n, factor);
     });
   });
 }

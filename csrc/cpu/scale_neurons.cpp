@@ -5,20 +5,20 @@
 namespace bdfast {
 namespace {
 
-template <class T>
-inline void scale(T* param, int64_t n, float factor) {
+template <class E>
+inline void scale(typename E::Stored* param, int64_t n, float factor) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) param[i] = static_cast<T>(static_cast<float>(param[i]) * factor);
+  for (int64_t i = 0; i < n; i++) param[i] = E::store(E::load(param[i]) * factor);
 }
 
 // Scales [begin, end); factors[0] belongs to the row that begin lies in.
 BDFAST_VECTORISED void scale_piece(ScalarType dtype, const Block& block, int64_t begin, int64_t end,
                                    const float* factors) {
   with_type(dtype, [=, &block](auto type) {
-    using T = typename decltype(type)::type;
-    T* param = static_cast<T*>(block.param);
+    using E = decltype(type);
+    auto* param = static_cast<typename E::Stored*>(block.param);
     for (int64_t start = begin, row = 0; start < end; start += block.columns, row++) {
-      scale(param + start, std::min(block.columns, end - start), factors[row]);
+      scale<E>(param + start, std::min(block.columns, end - start), factors[row]);
     }
   });
 }

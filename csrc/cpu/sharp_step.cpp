@@ -24,35 +24,35 @@ struct Lists {
   static constexpr bool has_first = kHasFirst;
 };
 
-template <class L, class T>
+template <class L, class E, class T = typename E::Stored>
 inline float moved(const std::array<T*, kLists>& at, int64_t i, const Options& o) {
-  float weight = static_cast<float>(at[kSaved][i]);
-  float gradient = static_cast<float>(at[kGrads][i]);
+  float weight = E::load(at[kSaved][i]);
+  float gradient = E::load(at[kGrads][i]);
   if constexpr (L::has_first) {
-    gradient = (1 - o.alpha) * static_cast<float>(at[kFirstGrads][i]) + o.alpha * gradient;
+    gradient = (1 - o.alpha) * E::load(at[kFirstGrads][i]) + o.alpha * gradient;
   }
   gradient = o.sign * gradient + o.weight_decay * weight;
   if constexpr (L::has_momentum) {
-    float buffer = o.momentum * static_cast<float>(at[kMomentum][i]) + o.damped * gradient;
-    at[kMomentum][i] = static_cast<T>(buffer);
+    float buffer = o.momentum * E::load(at[kMomentum][i]) + o.damped * gradient;
+    at[kMomentum][i] = E::store(buffer);
     gradient = o.nesterov ? gradient + o.momentum * buffer : buffer;
   }
   return weight - o.lr * gradient;
 }
 
-template <class L, class T>
+template <class L, class E, class T = typename E::Stored>
 inline void step(const std::array<T*, kLists>& at, int64_t n, const Options& o) {
   T* params = at[kParams];
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) params[i] = static_cast<T>(moved<L>(at, i, o));
+  for (int64_t i = 0; i < n; i++) params[i] = E::store(moved<L, E>(at, i, o));
 }
 
-template <class L, class T>
+template <class L, class E, class T = typename E::Stored>
 inline double step_and_measure(const std::array<T*, kLists>& at, int64_t n, const Options& o) {
   return sum_in_lanes(n, [=](int64_t i) {
-    float param = moved<L>(at, i, o);
-    at[kParams][i] = static_cast<T>(param);
-    float d = param - static_cast<float>(at[kReferences][i]);
+    float param = moved<L, E>(at, i, o);
+    at[kParams][i] = E::store(param);
+    float d = param - E::load(at[kReferences][i]);
     return d * d;
   });
 }
@@ -66,15 +66,16 @@ inline auto with_lists(bool momentum, bool first, F f) {
 BDFAST_VECTORISED double chunk_step(ScalarType dtype, const std::array<void*, kLists>& entry, int64_t begin, int64_t n,
                                     const Options& o) {
   return with_type(dtype, [=, &entry, &o](auto type) {
-    using T = typename decltype(type)::type;
+    using E = decltype(type);
+    using T = typename E::Stored;
     std::array<T*, kLists> at;
     for (int list = 0; list < kLists; list++) {
       at[list] = entry[list] == nullptr ? nullptr : static_cast<T*>(entry[list]) + begin;
     }
     return with_lists(at[kMomentum] != nullptr, at[kFirstGrads] != nullptr, [=, &o](auto lists) {
       using L = decltype(lists);
-      if (at[kReferences] != nullptr) return step_and_measure<L>(at, n, o);
-      step<L>(at, n, o);
+      if (at[kReferences] != nullptr) return step_and_measure<L, E>(at, n, o);
+      step<L, E>(at, n, o);
       return 0.0;
     });
   });

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
@@ -22,28 +20,78 @@
 
 namespace bdfast {
 
-template <class T>
-struct Type {
-  using type = T;
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// A choice that stays one where an arm is float arithmetic, which the compiler may not run for nothing.
+inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
+  uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
+// The element types: how one is stored, and its way to float32 and back, rounding to nearest, ties to even. Free of
+// branches and of structs in memory, either of which would keep the loops from becoming vector code.
+struct Float32 {
+  using Stored = float;
+  static float load(Stored value) { return value; }
+  static Stored store(float value) { return value; }
 };
 
-// Calls f(Type<T>{}) for the element type T.
+struct BFloat16 {
+  using Stored = uint16_t;
+  static float load(Stored value) { return float_of(static_cast<uint32_t>(value) << 16); }
+  static Stored store(float value) {
+    uint32_t bits = bits_of(value);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return static_cast<Stored>(value != value ? (bits >> 16) | 0x40 : rounded);
+  }
+};
+
+struct Float16 {
+  using Stored = uint16_t;
+  static float load(Stored value) {
+    uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16, magnitude = value & 0x7fff;
+    // Subnormal: its fraction counts units of 2^-24. Normal: the exponent moves from bias 15 to bias 127.
+    uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+    uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00 ? (255u - 31) << 23 : (127u - 15) << 23);
+    return float_of(sign | select(magnitude < 0x0400, subnormal, normal));
+  }
+  static Stored store(float value) {
+    uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+    // Added to 0.5 the last bit of a subnormal result is the last bit of the sum, which the addition rounds.
+    uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
+    uint32_t normal = (magnitude - ((127u - 15) << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    uint32_t finite = select(magnitude < 0x38800000, subnormal, select(magnitude < 0x47800000, normal, 0x7c00));
+    return static_cast<Stored>(sign | select(magnitude > 0x7f800000, 0x7e00, finite));
+  }
+};
+
+// Calls f(E{}) for the element type E.
 template <class F>
 inline auto with_type(torch::headeronly::ScalarType dtype, F f) {
   switch (dtype) {
     case torch::headeronly::ScalarType::BFloat16:
-      return f(Type<torch::headeronly::BFloat16>{});
+      return f(BFloat16{});
     case torch::headeronly::ScalarType::Half:
-      return f(Type<torch::headeronly::Half>{});
+      return f(Float16{});
     default:
-      return f(Type<float>{});
+      return f(Float32{});
   }
 }
 
-template <bool kHasRef, class T>
-inline float change(const T* x, const T* ref, int64_t i) {
-  if constexpr (kHasRef) return std::fabs(static_cast<float>(x[i]) - static_cast<float>(ref[i]));
-  return std::fabs(static_cast<float>(x[i]));
+template <bool kHasRef, class E>
+inline float change(const typename E::Stored* x, const typename E::Stored* ref, int64_t i) {
+  if constexpr (kHasRef) return std::fabs(E::load(x[i]) - E::load(ref[i]));
+  return std::fabs(E::load(x[i]));
 }
 
 // Sums shorter than the lanes are not worth them: setting up wide vectors would cost more than the sum.
@@ -76,18 +124,6 @@ inline double sum_in_lanes(int64_t n, Term term) {
     total += sum_of_stretch(begin, std::min(n, begin + kStretch), term);
   }
   return total;
-}
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 
 }  // namespace bdfast

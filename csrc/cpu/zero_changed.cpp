@@ -7,23 +7,15 @@
 namespace bdfast {
 namespace {
 
-// Written so that an unchosen value keeps its bits and the loop has no branch.
-inline void clear_if(float& value, bool chosen) { value = chosen ? 0.0f : value; }
-
-template <class T>
-inline void clear_if(T& value, bool chosen) {
-  value.x = chosen ? 0 : value.x;
-}
-
 // Only a NaN tau reaches NaN changes, and it reaches nothing else.
-template <bool kTauIsNan, class T>
+template <bool kTauIsNan, class E, class T = typename E::Stored>
 inline int64_t zero(T* param, const T* x, const T* ref, int64_t n, float tau) {
   int64_t count = 0;
 #pragma omp simd reduction(+ : count)
   for (int64_t i = 0; i < n; i++) {
-    float d = change<true>(x, ref, i);
+    float d = change<true, E>(x, ref, i);
     bool chosen = kTauIsNan ? d != d : d >= tau;
-    clear_if(param[i], chosen);
+    param[i] = chosen ? T{0} : param[i];  // not a branch: what stays keeps its bits
     count += chosen;
   }
   return count;
@@ -31,11 +23,12 @@ inline int64_t zero(T* param, const T* x, const T* ref, int64_t n, float tau) {
 
 BDFAST_VECTORISED int64_t zero_piece(ScalarType dtype, const Block& block, int64_t begin, int64_t n, float tau) {
   return with_type(dtype, [=, &block](auto type) {
-    using T = typename decltype(type)::type;
+    using E = decltype(type);
+    using T = typename E::Stored;
     T* param = static_cast<T*>(block.param) + begin;
     const T* x = static_cast<const T*>(block.x) + begin;
     const T* ref = static_cast<const T*>(block.ref) + begin;
-    return std::isnan(tau) ? zero<true>(param, x, ref, n, tau) : zero<false>(param, x, ref, n, tau);
+    return std::isnan(tau) ? zero<true, E>(param, x, ref, n, tau) : zero<false, E>(param, x, ref, n, tau);
   });
 }
 

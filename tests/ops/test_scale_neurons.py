@@ -88,3 +88,15 @@ def test_wrong_use_changes_nothing(backend):
     with pytest.raises(TypeError, match=r"scale has dtype torch.bool, expected torch.float32; call scale.to"):
         ops.scale_neurons_(params, torch.zeros(5, dtype=torch.bool))
     assert all(bool((param == 1).all()) for param in params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_number_is_read_and_rounded_right(backend, dtype):
+    """Subnormal results, ties, overflow to infinity and NaN among them."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for factor in (0.5, 3.0, 1 / 3, 1 + 2**-9, 1e-3, 1e3, -2e-5, 1e-7):
+        params = [every.clone().view(1, -1)]
+        ops.scale_neurons_(params, torch.tensor([factor]))
+        expected = (every.float() * torch.tensor(factor)).to(dtype)
+        torch.testing.assert_close(params[0][0], expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(params[0][0].signbit(), expected.signbit())

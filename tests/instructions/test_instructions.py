@@ -1,0 +1,92 @@
+"""How many instructions the inner loops take for an element, counted by valgrind: a slowdown shows on any machine.
+
+The budgets are counts of this code plus a tenth. A change that needs more has to say why, and raise them.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).parents[2]
+DRIVER = Path(__file__).with_name("driver.cpp")
+ELEMENTS = 1 << 16
+
+NORMS = "std::vector<float> out(rows); Block block{nullptr, a.data(), b.data(), rows, columns, 0}; "
+WIDE = NORMS + "measure_rows(Norm::kSum, dtype, block, 0, rows, out.data())"
+NARROW = NORMS + "measure_narrow_rows(Norm::kSum, dtype, block, 0, rows, out.data())"
+SCALE = (
+    "std::vector<float> factors(rows, 0.5f); Block block{a.data(), nullptr, nullptr, rows, columns, 0}; "
+    "scale_piece(dtype, block, 0, kElements, factors.data())"
+)
+ZERO = (
+    "Block block{a.data(), b.data(), c.data(), rows, columns, 0}; sink = zero_piece(dtype, block, 0, kElements, 0.3f)"
+)
+KEYS = (
+    "Block block{nullptr, a.data(), b.data(), rows, columns, 0}; std::vector<uint32_t> keys(kElements); "
+    "keys_of(dtype, block, 0, kElements, keys.data()); int64_t above = 0; "
+    "for (int64_t i = 0; i < kElements; i += kBatch) "
+    "keep_inside(keys.data() + i, kBatch, {0x3e000000, 0x3e100000}, above); sink = above"
+)
+SQUARES = "sink = chunk_squares(Mode::kSam, dtype, a.data(), b.data(), 0, kElements)"
+PERTURB = "chunk_step(Mode::kSam, dtype, a.data(), b.data(), c.data(), 0, kElements, 0.1f)"
+STEP = (
+    "std::array<void*, kLists> entry{a.data(), b.data(), c.data(), d.data(), e.data(), nullptr}; "
+    "Options options{0.1f, 0.9f, 1.0f, 1e-4f, 0.7f, 1.0f, false}; "
+    "sink = chunk_step(dtype, entry, 0, kElements, options)"
+)
+
+# Kernel, call, columns of a row, whether in bfloat16, most instructions for 1,000 elements.
+CASES = {
+    "neuron_norms, wide rows": ("neuron_norms", WIDE, 1024, 0, 0),
+    "neuron_norms, bfloat16": ("neuron_norms", WIDE, 1024, 1, 0),
+    "neuron_norms, rows of 16": ("neuron_norms", NARROW, 16, 0, 0),
+    "scale_neurons_": ("scale_neurons", SCALE, 1024, 0, 0),
+    "scale_neurons_, bfloat16": ("scale_neurons", SCALE, 1024, 1, 0),
+    "zero_changed_": ("zero_changed", ZERO, 1024, 0, 0),
+    "kth_largest_change": ("kth_largest_change", KEYS, 1024, 0, 0),
+    "perturb_, norm": ("perturb", SQUARES, 1024, 0, 0),
+    "perturb_, step": ("perturb", PERTURB, 1024, 0, 0),
+    "perturb_, step, bfloat16": ("perturb", PERTURB, 1024, 1, 0),
+    "perturb_, step, float16": ("perturb", PERTURB, 1024, 2, 0),
+    "neuron_norms, float16": ("neuron_norms", WIDE, 1024, 2, 0),
+    "sharp_step_": ("sharp_step", STEP, 1024, 0, 0),
+    "sharp_step_, bfloat16": ("sharp_step", STEP, 1024, 1, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """kernel, call -> the program that runs it; each is compiled once."""
+    folder = tmp_path_factory.mktemp("instructions")
+    programs: dict[tuple[str, str], Path] = {}
+
+    def built(kernel: str, call: str) -> Path:
+        if (kernel, call) not in programs:
+            program = folder / f"{kernel}-{len(programs)}"
+            command = ["g++", "-std=c++17", "-O3", "-fopenmp-simd", "-w", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+            command += [f"-I{path}" for path in include_paths()]
+            command += [f'-DKERNEL="{ROOT / "csrc" / "cpu" / kernel}.cpp"', f"-DCALL={call}", "-o", program, DRIVER]
+            # Nothing of torch is called, so nothing of it needs to be there.
+            subprocess.run([*command, "-Wl,--unresolved-symbols=ignore-all"], check=True, capture_output=True)
+            programs[kernel, call] = program
+        return programs[kernel, call]
+
+    return built
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_instructions(build, tmp_path, case):
+    if shutil.which("valgrind") is None or shutil.which("g++") is None:
+        pytest.skip("valgrind and g++ are needed to count instructions")
+    kernel, call, columns, half, budget = CASES[case]
+    command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", "--toggle-collect=measured"]
+    command += [f"--callgrind-out-file={tmp_path / 'out'}", build(kernel, call), str(columns), str(half)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    count = int(re.search(r"Collected : (\d+)", ran.stderr)[1])
+    print(case, round(1000 * count / ELEMENTS))
+    assert 0 < count <= budget * ELEMENTS / 1000, f"{case}: {1000 * count / ELEMENTS:.0f} instructions per 1,000"
