@@ -18,6 +18,9 @@ from bdfast.journal import Journal
 from bdfast.modes import eval_mode
 from bdfast.progress import Progress, Silent
 
+RECENT = 3
+"""Batches over which a stage is judged while it runs."""
+
 
 class StepResult(NamedTuple):
     """What a step reports: mean loss [], logits [B, K] and targets [B] of its batch."""
@@ -64,9 +67,7 @@ class Run:
         *,
         epochs: int,
         lr: Callable[[int], float] | None = None,
-        accuracy: Callable[[], float] | None = None,
         stop: Callable[[float], bool] | None = None,
-        open_end: bool = False,
         record: bool = True,
     ) -> float:
         """Run a stage: up to `epochs` passes over `batches`, or until `stop(accuracy)`.
@@ -82,36 +83,35 @@ class Run:
             optimizer: Holds the state between steps.
             epochs: Most passes.
             lr: Learning rate of each epoch, counted from 0; that of the optimizer when left out.
-            accuracy: Measured after each epoch; when left out, of the predictions that the steps made.
-            stop: Ends the stage early.
-            open_end: Most runs stop well before `epochs`, so that these say nothing about the time left.
+            stop: Asked after every step with the accuracy of the last `RECENT` batches, as the steps saw them; True
+                ends the stage there, most often well before `epochs`, so that these say nothing about the time left.
             record: Put the epochs into the history.
 
         Returns:
-            The last accuracy.
+            The accuracy of the last `RECENT` batches; NaN for no epochs.
         """
         saved = self.journal.load(stage) if self.journal else None
-        state: dict[str, Any] = {"epoch": 0, "rows": [], "finished": epochs == 0}
+        state: dict[str, Any] = {"epoch": 0, "rows": [], "recent": [], "finished": epochs == 0}
         if saved is not None:
             model.load_state_dict(saved.pop("model"))
             optimizer.load_state_dict(saved.pop("optimizer"))
             state = saved
-        with self.progress.stage(stage, None if open_end else epochs) as advance:
+        with self.progress.stage(stage, None if stop else epochs) as advance:
             while not state["finished"]:
                 if lr is not None:
                     for group in optimizer.param_groups:
                         group["lr"] = lr(state["epoch"])
                 state["epoch"] += 1
-                row = self._epoch(stage, state["epoch"], model, batches, step, accuracy)
+                row, stopped = self._epoch(stage, state["epoch"], model, batches, step, state["recent"], stop)
                 state["rows"].append(row)
-                state["finished"] = state["epoch"] == epochs or (stop is not None and stop(row["accuracy"]))
+                state["finished"] = stopped or state["epoch"] == epochs
                 if self.journal:
                     weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                     self.journal.save(stage, {**state, **weights})
                 advance(state["epoch"], f"accuracy {row['accuracy']:.1%}")
         if record:
             self.history.extend(state["rows"])
-        return state["rows"][-1]["accuracy"] if state["rows"] else float("nan")
+        return _mean(state["recent"])
 
     def _epoch(
         self,
@@ -120,8 +120,9 @@ class Run:
         model: nn.Module,
         batches: Batches,
         step: Step,
-        accuracy: Callable[[], float] | None,
-    ) -> dict[str, Any]:
+        recent: list[torch.Tensor],
+        stop: Callable[[float], bool] | None,
+    ) -> tuple[dict[str, Any], bool]:
         started = perf_counter()
         seed = derived_seed(self.seed, stage, epoch)
         torch.manual_seed(seed)  # inside `seeded`: dropout and augmentation, so that a resumed epoch draws the same
@@ -129,21 +130,26 @@ class Run:
         loss_sum: Any = 0.0
         hits: Any = 0
         count = 0
+        stopped = False
         for batch in batches.shuffled(seed):
             if self.augment is not None and isinstance(batch, tuple | list):
                 batch = (self.augment(batch[0]), *batch[1:])
             loss, logits, targets = step(batch)
+            right = logits.detach().argmax(1) == targets
             loss_sum = loss_sum + loss.detach() * len(targets)
-            hits = hits + (logits.detach().argmax(1) == targets).sum()
+            hits = hits + right.sum()
             count += len(targets)
-        measured = float(hits) / count if accuracy is None else accuracy()
-        return {
+            recent[:] = [*recent, right.float().mean()][-RECENT:]
+            if stopped := stop is not None and len(recent) == RECENT and stop(_mean(recent)):
+                break
+        row = {
             "stage": stage,
             "epoch": epoch,
-            "accuracy": measured,
+            "accuracy": float(hits) / count,
             "loss": float(loss_sum) / count,
             "seconds": perf_counter() - started,
         }
+        return row, stopped
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """bfloat16 for the forward passes of a step, where `amp` is on and the device computes in it."""
@@ -161,6 +167,10 @@ class Run:
                 hits = hits + (logits.argmax(1) == targets).sum()
                 count += len(targets)
         return float(hits) / count
+
+
+def _mean(accuracies: list[torch.Tensor]) -> float:
+    return float(torch.stack(accuracies).mean()) if accuracies else float("nan")
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

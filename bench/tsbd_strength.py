@@ -83,7 +83,7 @@ def main() -> None:
         candidate = copy.deepcopy(model)
         bdfast.reinitialize(candidate, scores, n=n, m=defense.m, changed=(unlearned, model))
         with seeded(study.seed, clean.device):
-            defense.fine_tune(candidate, clean, run, "fine-tune", defense.epochs)
+            defense.fine_tune(candidate, model, clean, run, "fine-tune", defense.epochs)
         rows.append({"n": n, **judge(candidate, baseline=before).as_dict()})
         print(rows[-1], flush=True)
     record = {

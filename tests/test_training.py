@@ -96,29 +96,36 @@ def test_fingerprint_depends_on_weights_and_description():
     assert first != fingerprint(model, "a")
 
 
-def test_a_stage_stops_early():
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stage_stops_within_an_epoch(tmp_path, killed):
+    """Five batches an epoch, each half right until the seventh batch is all wrong: the mean of three tells."""
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    run = Run(amp=False)
-    measured = iter([0.9, 0.5, 0.1, 0.0])
+    batches = Batches(problem(), device="cpu", batch_size=-(-len(problem()) // 5))
+    taken, kill = [], [5] if killed else []
 
     def step(batch):
-        logits, targets = run.forward(model, batch)
-        return StepResult(F.cross_entropy(logits, targets), logits, targets)
+        if kill and len(taken) == kill[0]:
+            kill.clear()
+            raise KeyboardInterrupt
+        targets = batch[1]
+        right = torch.arange(len(targets)) % 2 == 0 if len(taken) < 6 else torch.zeros(len(targets), dtype=torch.bool)
+        taken.append(len(targets))
+        logits = F.one_hot(torch.where(right, targets, 1 - targets), 2).float()
+        return StepResult(model.weight.sum(), logits, targets)
 
-    batches = Batches(problem(), device="cpu")
-    reached = run.epochs(
-        "fall",
-        model,
-        batches,
-        step,
-        optimizer,
-        epochs=10,
-        accuracy=lambda: next(measured),
-        stop=lambda accuracy: accuracy <= 0.1,
-    )
-    assert reached == 0.1
-    assert [row["accuracy"] for row in run.history] == [0.9, 0.5, 0.1]
+    def fall():
+        run = Run(amp=False, journal=Journal(tmp_path, "a"))
+        reached = run.epochs("fall", model, batches, step, optimizer, epochs=10, stop=lambda recent: recent < 0.4)
+        return reached, run.history
+
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            fall()
+    reached, history = fall()
+    assert len(taken) == 7
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert reached == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_seeded_leaves_the_global_generator_where_it_was():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random shift, overlay and mirroring, for each image by itself; none of them changes a label.
+    """Random shift and mirroring, for each image by itself; neither changes a label.
 
     A few hundred images are soon learnt by heart, and a network fine-tuned on them as they are finds back to its
     backdoor (docs/choosing-strength.md). Torchvision's transforms treat all images of a batch alike.
@@ -18,20 +18,13 @@ class Augmentation:
     Attributes:
         shift: Most pixels to shift by, in either direction, zeros following; a fourteenth of the shorter side when left
             out.
-        overlay: Greatest weight of another image of the batch that is faintly laid over each: x' = (1 - a) x + a other,
-            a uniform in [0, overlay]. That of Zhang et al., "mixup" (ICLR 2018), with the label of the stronger image.
         flip: Mirror every second image, for data in which left and right mean the same.
     """
 
     shift: int | None = None
-    overlay: float = 0.25
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlay < 0.5:
-            raise ValueError(
-                f"overlay: expected a weight in [0, 0.5), got {self.overlay}; from a half on labels would be others."
-            )
         if self.shift is not None and self.shift < 0:
             raise ValueError(f"shift: expected pixels >= 0, got {self.shift}; 0 shifts nothing.")
 
@@ -39,14 +32,6 @@ class Augmentation:
         """[B, C, H, W] -> the same shape, drawn from torch's generator; data of another shape is left alone."""
         if images.ndim != 4:
             return images
-        images = self._moved(images)
-        if self.overlay == 0:
-            return images
-        weights = self.overlay * torch.rand(len(images), 1, 1, 1, device=images.device)
-        others = images[torch.randperm(len(images), device=images.device)]
-        return images.lerp(others, weights.to(images.dtype))
-
-    def _moved(self, images: torch.Tensor) -> torch.Tensor:
         count, channels, height, width = images.shape
         shift = min(height, width) // 14 if self.shift is None else self.shift
         padded = F.pad(images, (shift,) * 4)
@@ -59,3 +44,20 @@ class Augmentation:
         image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
         channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
         return padded[image, channel, rows.view(count, 1, height, 1), columns.view(count, 1, 1, width)]
+
+
+def overlaid(images: torch.Tensor, most: float) -> torch.Tensor:
+    """Lay another image of the batch faintly over each: x' = (1 - a) x + a other, a uniform in [0, most].
+
+    The mixture of Zhang et al., "mixup" (ICLR 2018), but with the label of the stronger image: the model learns not to
+    listen to what is faint, such as a trigger that was blended in.
+
+    Args:
+        images: [B, C, H, W]; data of another shape is left alone.
+        most: Greatest weight of the other image, below 0.5.
+    """
+    if images.ndim != 4 or most == 0:
+        return images
+    weights = most * torch.rand(len(images), 1, 1, 1, device=images.device)
+    others = images[torch.randperm(len(images), device=images.device)]
+    return images.lerp(others, weights.to(images.dtype))

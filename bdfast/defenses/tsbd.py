@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bdfast.batchnorm import Policy, batchnorms, kept_statistics, recalibrate
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Defense, Outcome
+from bdfast.guided_loss import GuidedLoss
 from bdfast.modes import eval_mode
 from bdfast.neurons import NeuronIndex
 from bdfast.reinitialization import Reinitialized, reinitialize
@@ -36,13 +36,15 @@ class TSBD(Defense):
     Attributes:
         n: Share of the neurons to reinitialise, in (0, 1]; left out, `bdfast.selection` chooses it from clean data.
         m: Share of their sub-weights to zero, in (0, 1].
-        unlearn_lr: Learning rate of the ascent in its first epoch; published: 1e-4.
-        unlearn_growth: Factor on it from epoch to epoch; published: 1. The ascent starts slowly on a converged network,
-            and growing steps reach the same end in a fraction of the epochs.
-        unlearn_epochs: Most epochs of ascent; it ends as soon as the model is no better than a constant answer.
+        unlearn_lr: Learning rate of the ascent; published: 1e-4.
+        unlearn_to: What unlearning leaves of the accuracy beyond that of a constant answer, as a share; published: 0.
+            What moves while the model falls apart says little about its neurons (docs/choosing-strength.md).
+        unlearn_epochs: Most epochs of ascent; it ends within the epoch that reaches `unlearn_to`.
         lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
         schedule: How it falls: "cosine", to zero, or "constant", as published.
         epochs: Epochs of the fine-tuning; published: 20.
+        distill: Share of the loss that asks for the answers of the model as it was given; published: 0.
+        overlay: Greatest weight of another clean image laid over each; published: 0. See `bdfast.guided_loss` for both.
         rho: Radius of the perturbation at which the second gradient is taken.
         alpha: Share of the second gradient; the penalty is alpha * rho * ||gradient||.
         scope: Radius for the gradient of every tensor by itself ("tensor", as in the published code, which left less of
@@ -61,11 +63,13 @@ class TSBD(Defense):
     n: float | None = None
     m: float = 0.7
     unlearn_lr: float = 1e-3
-    unlearn_growth: float = 1.3
+    unlearn_to: float = 0.5
     unlearn_epochs: int = 1000
     lr: float = 0.02
     schedule: Literal["cosine", "constant"] = "cosine"
     epochs: int = 12
+    distill: float = 0.9
+    overlay: float = 0.25
     rho: float = 0.05
     alpha: float = 0.7
     scope: Scope = "tensor"
@@ -84,9 +88,15 @@ class TSBD(Defense):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], got {value}; 0.15 takes 15 %.")
-        for name in ("unlearn_lr", "unlearn_growth", "lr", "max_accuracy_drop"):
+        for name in ("unlearn_lr", "lr", "max_accuracy_drop"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}; see its default.")
+
+        for name, most in (("unlearn_to", 0.9), ("distill", 1.0), ("overlay", 0.49)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name}: expected a share in [0, {most:g}], got {getattr(self, name)}; see its default."
+                )
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
@@ -97,25 +107,27 @@ class TSBD(Defense):
         n = self.n
         if n is None:
             n = chosen["n"] = self.choose_n(model, unlearned, scores, clean, run)
-        original = copy.deepcopy(model)
-        neurons = self._reinitialize(model, scores, n, unlearned, original).neurons
-        self.fine_tune(model, clean, run, "fine-tune", self.epochs)
+        given = copy.deepcopy(model)
+        neurons = self._reinitialize(model, scores, n, unlearned, given).neurons
+        self.fine_tune(model, given, clean, run, "fine-tune", self.epochs)
         return Outcome(scores, neurons, chosen)
 
     def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
-        """A copy of `model` that has forgotten the clean data: no better on it than a constant answer."""
+        """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to`."""
         unlearned = copy.deepcopy(model)
         optimizer = torch.optim.SGD(_trainable(unlearned), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
+        ascent = GuidedLoss(run, model, distill=0, overlay=0)
 
         def step(batch: Batch) -> StepResult:
             optimizer.zero_grad()
-            result = self._loss(unlearned, batch, run)
+            result = ascent(unlearned, ascent.prepare(batch))
             result.loss.backward()
             check_finite_gradients(unlearned.named_parameters())
             optimizer.step()
             return result
 
-        constant_answer = _constant_answer_accuracy(model, clean, run)
+        start, constant_answer = _accuracies(model, clean, run)
+        target = constant_answer + self.unlearn_to * max(0.0, start - constant_answer)
         reached = run.epochs(
             "unlearn",
             unlearned,
@@ -123,15 +135,12 @@ class TSBD(Defense):
             step,
             optimizer,
             epochs=self.unlearn_epochs,
-            lr=lambda epoch: self.unlearn_lr * self.unlearn_growth**epoch,
-            accuracy=lambda: run.accuracy(unlearned, clean),
-            stop=lambda accuracy: accuracy <= constant_answer,
-            open_end=True,
+            stop=lambda accuracy: accuracy <= target,
         )
-        if not reached <= constant_answer:
+        if not reached <= target:
             raise RuntimeError(
-                f"unlearn_epochs: expected the clean accuracy to fall to {constant_answer:.1%}, got {reached:.1%} "
-                f"after {self.unlearn_epochs} epochs; raise unlearn_lr, unlearn_growth or unlearn_epochs."
+                f"unlearn_epochs: expected the clean accuracy to fall to {target:.1%}, got {reached:.1%} "
+                f"after {self.unlearn_epochs} epochs; raise unlearn_lr, unlearn_to or unlearn_epochs."
             )
         return unlearned
 
@@ -165,21 +174,29 @@ class TSBD(Defense):
         tuning, held_out = parts
         candidate = copy.deepcopy(model)
         self._reinitialize(candidate, scores, n, unlearned, model)
-        self.fine_tune(candidate, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
+        self.fine_tune(candidate, model, tuning, run, f"probe n={n:g}", self.probe_epochs, record=False)
         recalibrate(candidate, tuning.ordered(), run.forward)
         return run.accuracy(candidate, held_out)
 
     def _reinitialize(
-        self, model: nn.Module, scores: NeuronScores, n: float, unlearned: nn.Module, original: nn.Module
+        self, model: nn.Module, scores: NeuronScores, n: float, unlearned: nn.Module, given: nn.Module
     ) -> Reinitialized:
-        return reinitialize(model, scores, n=n, m=self.m, changed=(unlearned, original), compat=self.compat)
+        return reinitialize(model, scores, n=n, m=self.m, changed=(unlearned, given), compat=self.compat)
 
     def fine_tune(
-        self, model: nn.Module, data: Batches, run: Run, stage: str, epochs: int, record: bool = True
+        self,
+        model: nn.Module,
+        given: nn.Module,
+        data: Batches,
+        run: Run,
+        stage: str,
+        epochs: int,
+        record: bool = True,
     ) -> None:
-        """Stage 2, in place: cross-entropy with the penalty on the gradient norm."""
+        """Stage 2, in place: the guided loss with the penalty on the gradient norm; `given` is the teacher."""
         params = _trainable(model)
         optimizer = torch.optim.SGD(params, lr=self.lr, momentum=self.momentum)
+        guided_loss = GuidedLoss(run, given, self.distill, self.overlay)
         first_pass = _unwatched if self.bn == "at_theta" else kept_statistics
 
         def step(batch: Batch) -> StepResult:
@@ -187,14 +204,15 @@ class TSBD(Defense):
                 for layer in batchnorms(model):
                     layer.eval()
             optimizer.zero_grad()
+            guided = guided_loss.prepare(batch)
             with first_pass(model):
-                result = self._loss(model, batch, run)
+                result = guided_loss(model, guided)
                 result.loss.backward()
             check_finite_gradients(model.named_parameters())
             with kept_statistics(model):
                 gradient_norm_gradients(
                     params,
-                    lambda: self._loss(model, batch, run).loss,
+                    lambda: guided_loss(model, guided).loss,
                     rho=self.rho,
                     alpha=self.alpha,
                     scope=self.scope,
@@ -203,7 +221,7 @@ class TSBD(Defense):
             optimizer.step()
             if self.bn == "official":
                 with torch.no_grad(), run.autocast(data.device):
-                    run.forward(model, batch)
+                    run.forward(model, guided.batch)
             return result
 
         def lr(epoch: int) -> float:
@@ -214,13 +232,6 @@ class TSBD(Defense):
         if self.bn == "recalibrate":
             recalibrate(model, data.ordered(), run.forward)
 
-    @staticmethod
-    def _loss(model: nn.Module, batch: Batch, run: Run) -> StepResult:
-        device = next(model.parameters()).device
-        with run.autocast(device):
-            logits, targets = run.forward(model, batch)
-        return StepResult(F.cross_entropy(logits.float(), targets), logits, targets)
-
 
 def _unwatched(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
@@ -230,9 +241,11 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _constant_answer_accuracy(model: nn.Module, clean: Batches, run: Run) -> float:
-    """The best accuracy that one answer for all images can have: chance, or the share of the most frequent label."""
-    with eval_mode(model), torch.inference_mode():
+def _accuracies(model: nn.Module, clean: Batches, run: Run) -> tuple[float, float]:
+    """Of the model, and of the best constant answer: chance, or the share of the most frequent label."""
+    with eval_mode(model), torch.inference_mode(), run.autocast(clean.device):
         outputs = [run.forward(model, batch) for batch in clean.ordered()]
-    counts = torch.bincount(torch.cat([targets for _, targets in outputs]))
-    return max(1 / outputs[0][0].shape[1], float(counts.max()) / float(counts.sum()))
+    targets = torch.cat([targets for _, targets in outputs])
+    hits = torch.cat([logits.argmax(1) for logits, _ in outputs]) == targets
+    most_frequent = float(torch.bincount(targets).max()) / len(targets)
+    return float(hits.sum()) / len(targets), max(1 / outputs[0][0].shape[1], most_frequent)

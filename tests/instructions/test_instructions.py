@@ -88,5 +88,4 @@ def test_instructions(build, tmp_path, case):
     command += [f"--callgrind-out-file={tmp_path / 'out'}", build(kernel, call), str(columns), str(half)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     count = int(re.search(r"Collected : (\d+)", ran.stderr)[1])
-    print(case, round(1000 * count / ELEMENTS))
     assert 0 < count <= budget * ELEMENTS / 1000, f"{case}: {1000 * count / ELEMENTS:.0f} instructions per 1,000"
