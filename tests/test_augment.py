@@ -35,7 +35,7 @@ def test_without_anything_nothing_changes():
 
 def test_the_default_shift_grows_with_the_image_and_spares_other_data():
     torch.manual_seed(0)
-    image = torch.zeros(64, 1, 42, 56)
+    image = torch.zeros(64, 1, 84, 112)
     image[:, :, 20, 20] = 1
     rows = Augmentation()(image).amax((1, 3)).argmax(1)
     assert (rows.min(), rows.max()) == (17, 23)

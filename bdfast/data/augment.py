@@ -16,7 +16,7 @@ class Augmentation:
     backdoor (docs/choosing-strength.md). Torchvision's transforms treat all images of a batch alike.
 
     Attributes:
-        shift: Most pixels to shift by, in either direction, zeros following; a fourteenth of the shorter side when left
+        shift: Most pixels to shift by, in either direction, zeros following; a 28th of the shorter side when left
             out.
         flip: Mirror every second image, for data in which left and right mean the same.
     """
@@ -33,7 +33,7 @@ class Augmentation:
         if images.ndim != 4:
             return images
         count, channels, height, width = images.shape
-        shift = min(height, width) // 14 if self.shift is None else self.shift
+        shift = min(height, width) // 28 if self.shift is None else self.shift
         padded = F.pad(images, (shift,) * 4)
         draw = torch.randint(0, 2 * shift + 1, (2, count, 1), device=images.device)
         rows = draw[0] + torch.arange(height, device=images.device)

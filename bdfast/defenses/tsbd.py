@@ -81,7 +81,7 @@ class TSBD(Defense):
 
     probe_epochs: ClassVar[int] = 6
     probe_share: ClassVar[float] = 0.75
-    ladder: ClassVar[Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+    ladder: ClassVar[Sequence[float]] = (0.1, 0.15, 0.2, 0.25, 0.3)
 
     def __post_init__(self) -> None:
         for name in ("n", "m"):
