@@ -65,11 +65,11 @@ class TSBD(Defense):
     unlearn_lr: float = 1e-3
     unlearn_to: float = 0.5
     unlearn_epochs: int = 1000
-    lr: float = 0.02
+    lr: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     epochs: int = 12
     distill: float = 0.9
-    overlay: float = 0.25
+    overlay: float = 0.15
     rho: float = 0.05
     alpha: float = 0.7
     scope: Scope = "tensor"
