@@ -3,13 +3,14 @@
 import gc
 import math
 import platform
+import re
 import statistics
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -120,33 +121,20 @@ QUANTILES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
 
 
 def extra_memory(way: Way) -> int | None:
-    """The most memory that the process held during one call beyond what it held before; None without /proc."""
+    """The most memory that the process held during one call beyond what it held before; None where Linux is not."""
+    gc.collect()
     try:
-        gc.collect()
-        before = _resident()
-        peak = before
-        done = threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(0.0005):
-                peak = max(peak, _resident())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            way()
-        finally:
-            done.set()
-            watcher.join()
-        return max(0, max(peak, _resident()) - before)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+        before = _peak()
+        way()
+        return _peak() - before
     except OSError:
         return None
 
 
-def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def read_two(elements: int, dtype: torch.dtype) -> tuple[Way, int]:

@@ -1,18 +1,12 @@
-"""Weight change, selection and zeroing of TSBD on the convolutions of a PreAct-ResNet18: three ways to do it.
+"""Weight change, selection and zeroing of TSBD on the convolutions of a PreAct-ResNet18: three ways to do it."""
 
-Every round runs all three one after another, so that a slow moment of the machine meets all of them. No time is
-taken before the three have zeroed the very same sub-weights.
-"""
+from collections.abc import Sequence
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-
-import pytest
 import torch
 from torch import Tensor
 
 from bdfast import ops
+from bench.compare import OURS
 
 TOP_NEURONS = 0.9
 TOP_CHANGES = 0.7
@@ -82,39 +76,34 @@ def bdfast_ops(params: Sequence[Tensor], xs: Sequence[Tensor], refs: Sequence[Te
     ops.zero_changed_(params, xs, refs, neurons, tau)
 
 
-def seconds(way: Callable[..., None], *lists: Sequence[Tensor]) -> float:
-    start = time.perf_counter()
-    way(*lists)
-    return time.perf_counter() - start
-
-
-@pytest.mark.benchmark(group="selection, PreAct-ResNet18")
-def test_selection(benchmark, capsys):
+def test_selection(compare):
     xs, refs = weights()
-    results = []
-    for way in (lists_and_sort, vectorised, bdfast_ops):
-        params = [ref.clone() for ref in refs]
-        way(params, xs, refs)
-        results.append(params)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    params = [ref.clone() for ref in refs]
 
-    params = results[-1]
-    times: dict[str, list[float]] = {"lists_and_sort": [], "vectorised": []}
+    def start_again() -> None:
+        torch._foreach_copy_(params, refs)
 
-    def others_first() -> tuple[tuple[Sequence[Tensor], ...], dict[str, object]]:
-        times["lists_and_sort"].append(seconds(lists_and_sort, params, xs, refs))
-        times["vectorised"].append(seconds(vectorised, params, xs, refs))
-        return (params, xs, refs), {}
+    def gate(ways) -> None:
+        """The very same sub-weights."""
+        results = []
+        for way in ways.values():
+            start_again()
+            way()
+            results.append([param.clone() for param in params])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
-    benchmark.pedantic(bdfast_ops, setup=others_first, rounds=ROUNDS)
-    if benchmark.disabled:
-        return
-    ours = benchmark.stats.stats.median
-    with capsys.disabled():
-        print(f"\nselection, {sum(x.numel() for x in xs):,} weights, {torch.get_num_threads()} threads, medians:")
-        print(f"  bdfast          {ours * 1e3:9.1f} ms")
-        for name, values in times.items():
-            median = statistics.median(values)
-            benchmark.extra_info[name] = {"median": median, "times_bdfast": median / ours}
-            print(f"  {name:<15} {median * 1e3:9.1f} ms, {median / ours:6.1f} times bdfast")
+    compare(
+        "selection and zeroing",
+        "PreAct-ResNet18",
+        {
+            OURS: lambda: bdfast_ops(params, xs, refs),
+            "lists and sort": lambda: lists_and_sort(params, xs, refs),
+            "vectorised": lambda: vectorised(params, xs, refs),
+        },
+        # Both lists once for the norms; of the selected neurons both again for the threshold, and all three to zero.
+        moved=round((8 + TOP_NEURONS * (8 + 12)) * sum(x.numel() for x in xs)),
+        rounds=ROUNDS,
+        gate=gate,
+        prepare=start_again,
+    )
