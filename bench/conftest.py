@@ -67,11 +67,12 @@ class Compare:
                 way()
                 compile_seconds[name] = time.perf_counter() - start
         everything = {**ways, **(compiled or {})} if self.timing else dict(ways)
+        # First, so that what a way allocates once and keeps is counted.
+        extra = {name: comparing.extra_memory(way) for name, way in everything.items()} if self.timing else {}
         gate(everything)
         if not self.timing:
             self.benchmark(lambda: None)
             return {}
-        extra = {name: comparing.extra_memory(way) for name, way in everything.items()}
         if memory is not None:
             everything[MEMORY] = memory[0]
         times = comparing.interleaved(everything, rounds, prepare)

@@ -32,10 +32,9 @@ def test_growth(compare, capsys, way):
     points = []
     for millions in MILLIONS if compare.timing else MILLIONS[:1]:
         xs, refs = model(millions, 0), model(millions, 1)
-        buffers = [torch.zeros_like(x) for x in xs]
+        buffers, saved = ([torch.zeros_like(x) for x in xs] for _ in range(2))
 
-        def step(xs=xs, refs=refs, buffers=buffers):
-            saved = [torch.empty_like(x) for x in xs]
+        def step(xs=xs, refs=refs, buffers=buffers, saved=saved):
             ops.perturb_(xs, refs, saved, rho=0.05, scope="tensor")
             ops.sharp_step_(xs, saved, refs, buffers, lr=1e-6, momentum=0.9, first_grads=refs, alpha=0.7)
 

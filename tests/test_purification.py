@@ -148,6 +148,14 @@ def test_other_batches_through_forward(digits, backdoored):
     assert torch.equal(weights(result.model), weights(plain.model))
 
 
+def test_the_published_settings(digits, backdoored):
+    settings = {**tsbd.TSBD.PUBLISHED, "unlearn_lr": 1e-3, "epochs": 1}
+    result = bdfast.purify(backdoored[0], digits[1], n=0.2, batch_size=64, amp=False, **settings)
+    stages = [row["stage"] for row in result.history]
+    assert stages.count("fine-tune") == 1
+    assert result.history[stages.index("fine-tune") - 1]["accuracy"] < 0.6  # the mean over the epoch that reached chance
+
+
 def test_a_network_without_batchnorm_or_convolutions():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))

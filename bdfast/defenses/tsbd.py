@@ -60,6 +60,20 @@ class TSBD(Defense):
 
     paper: ClassVar[str] = "Lin et al., NeurIPS 2024, arXiv 2405.20291"
 
+    PUBLISHED: ClassVar[dict[str, object]] = {
+        "unlearn_lr": 1e-4,
+        "unlearn_to": 0.0,
+        "lr": 0.01,
+        "schedule": "constant",
+        "epochs": 20,
+        "distill": 0.0,
+        "overlay": 0.0,
+        "bn": "official",
+        "layers": "conv",
+        "compat": "official",
+    }
+    """The settings of the published code, but for n, which it does not choose: `purify(..., n=0.2, **TSBD.PUBLISHED)`."""
+
     n: float | None = None
     m: float = 0.7
     unlearn_lr: float = 1e-3
