@@ -72,7 +72,7 @@ class TSBD(Defense):
         "layers": "conv",
         "compat": "official",
     }
-    """Those of the published code, but for n, which it does not choose: `purify(..., n=0.2, **bdfast.TSBD.PUBLISHED)`."""
+    """Those of the published code; n is not among them, as it chooses none: `purify(..., n=0.2, **TSBD.PUBLISHED)`."""
 
     n: float | None = None
     m: float = 0.7
