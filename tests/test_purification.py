@@ -153,7 +153,7 @@ def test_the_published_settings(digits, backdoored):
     result = bdfast.purify(backdoored[0], digits[1], n=0.2, batch_size=64, amp=False, **settings)
     stages = [row["stage"] for row in result.history]
     assert stages.count("fine-tune") == 1
-    assert result.history[stages.index("fine-tune") - 1]["accuracy"] < 0.6  # the mean over the epoch that reached chance
+    assert result.history[stages.index("fine-tune") - 1]["accuracy"] < 0.6  # it went on to chance
 
 
 def test_a_network_without_batchnorm_or_convolutions():
