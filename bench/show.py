@@ -81,9 +81,12 @@ def _bars(rows: Sequence[Row], op: str, folder: Path) -> Path:
 
 def _growth(rows: Sequence[Row], folder: Path) -> Path:
     figure, axes = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
-    for way, color in zip(dict.fromkeys(row.way for row in rows), (COLORS[OURS], *OTHERS), strict=False):
-        points = sorted((row.bytes, row.p50) for row in rows if row.way == way)
-        axes.plot([x / 4 / 1e6 for x, _ in points], [y for _, y in points], "o-", color=color, label=way, markersize=4)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        name, millions = row.case.removesuffix(" M").rsplit(", ", 1)
+        lines.setdefault(name, []).append((int(millions), row.p50))
+    for (name, points), color in zip(lines.items(), (COLORS[OURS], *OTHERS), strict=False):
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("parameters, millions")
