@@ -58,7 +58,7 @@ def purify(
         seed: Fixes all randomness. The global generators are left where they were.
         batch_size: For a data set; a DataLoader brings its own.
         augment: Applied to the images of every training batch of (images, ...). The default shifts images by a few
-            pixels and lays others faintly over them; None is for data that is augmented already.
+            pixels; None is for data that is augmented already.
         amp: Compute the forward passes in bfloat16 where the device has instructions for it.
         forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
         **options: Fields of the method's dataclass, by name.

@@ -37,7 +37,7 @@ class Purify:
         workdir: Where checkpoints go, so that a run that was killed can go on.
         seed: Of all randomness.
         batch_size: Images in one step.
-        augment: Shift images at random by up to a fourteenth of their size and lay others faintly over them.
+        augment: Shift images at random by up to a 28th of their size.
         flip: Mirror every second image as well.
         amp: Compute in bfloat16 where the device has instructions for it.
         show: How to report.

@@ -1,6 +1,6 @@
 """How the public functions of the ops reach a kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from bdfast.ops import backends, checks, schema
 
 def run(
     op: str,
-    lists: checks.Lists,
+    lists: Mapping[str, list[Tensor] | None],
     *args: Any,
-    check: Callable[[], None],
+    check: Callable[[checks.Lists], None],
     empty: Callable[[], Any],
     written: Sequence[str] = (),
 ) -> Any:
@@ -25,28 +25,30 @@ def run(
 
     Args:
         op: Its name.
-        lists: By the names of the arguments, in the order of the schema.
+        lists: By the names of the arguments, in the order of the schema; None for one that was left out.
         *args: The other arguments.
-        check: Raises the error that explains a wrong argument.
+        check: Called with the lists that were passed; raises the error that explains a wrong argument.
         empty: The result for lists without a tensor.
         written: Names of the lists that the op writes to.
     """
-    first = next(iter(lists.values()))
-    kernel = backends.native(op, first[0]) if first else None
+    passed = {name: tensors for name, tensors in lists.items() if tensors is not None}
+    first = next(iter(passed.values()))
+    # A kernel takes an empty list for one that was left out.
+    kernel = backends.native(op, first[0]) if all(passed.values()) else None
     if kernel is not None:
         try:
-            result = kernel(*lists.values(), *args)
+            result = kernel(*[passed.get(name, []) for name in lists], *args)
         except (RuntimeError, TypeError, ValueError):
             pass  # explained below, or raised again
         else:
-            schema.count_versions(lists[name] for name in written if name in lists)
+            schema.count_versions(passed[name] for name in written if name in passed)
             return result
-    check()
+    check(passed)
     if not first:
         return empty()
-    copied = checks.make_rows_dense(lists, written)
+    copied = checks.make_rows_dense(passed, written)
     args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
-    result = getattr(torch.ops.bdfast, op)(*lists.values(), *args)
+    result = getattr(torch.ops.bdfast, op)(*[passed.get(name, []) for name in lists], *args)
     for original, dense in copied:
         original.copy_(dense)
     return result

@@ -4,13 +4,14 @@ Everything is compared in a few sweeps that cost a list comprehension each. Only
 something does a second look name the argument and the index.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from bdfast.names import nearest
 
 Lists = dict[str, list[Tensor]]
 
@@ -111,8 +112,9 @@ def check_apart(op: str, lists: Lists, written: str, others: Iterable[str]) -> N
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of the words that an option knows."""
     if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)[0]
-        raise ValueError(f"{op}: {name} is {value!r}, expected one of {', '.join(choices)}; did you mean {nearest!r}?")
+        raise ValueError(
+            f"{op}: {name} is {value!r}, expected one of {', '.join(choices)}; {nearest(str(value), choices)}"
+        )
 
 
 def rows_are_dense(x: Tensor) -> bool:
@@ -133,8 +135,6 @@ def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Ten
     for i, x in enumerate(next(iter(lists.values()))):
         if not rows_are_dense(x):
             for name, tensors in lists.items():
-                if not tensors:
-                    continue
                 original, tensors[i] = tensors[i], tensors[i].contiguous()
                 if name in written:
                     copied.append((original, tensors[i]))

@@ -36,10 +36,10 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
         raise TypeError(f"{op}: q is a {type(q).__name__}, expected an int; round it down to a count of sub-weights.")
     lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
 
-    def check() -> None:
-        checks.check_lists(op, lists)
-        checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", lists["xs"]))
-        if q < 1 or not lists["xs"]:
+    def check(passed: checks.Lists) -> None:
+        checks.check_lists(op, passed)
+        checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", passed["xs"]))
+        if q < 1 or not passed["xs"]:
             raise ValueError(
                 f"{op}: q is {q}, expected 1 (the largest) up to the number of sub-weights of the selected "
                 "neurons; raise q and select at least one neuron."

@@ -36,10 +36,10 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
     """
     if ord not in (1, 2, math.inf):
         raise ValueError(f"neuron_norms: ord is {ord!r}, expected 1, 2 or inf; choose one of these.")
-    lists = {"xs": checks.as_list("neuron_norms", "xs", xs)}
-    lists["refs"] = [] if refs is None else checks.as_list("neuron_norms", "refs", refs)
+    op = "neuron_norms"
+    lists = {"xs": checks.as_list(op, "xs", xs), "refs": None if refs is None else checks.as_list(op, "refs", refs)}
 
-    def check() -> None:
-        checks.check_lists("neuron_norms", lists if refs is not None else {"xs": lists["xs"]})
+    def check(passed: checks.Lists) -> None:
+        checks.check_lists(op, passed)
 
-    return calling.run("neuron_norms", lists, float(ord), check=check, empty=lambda: torch.zeros(0))
+    return calling.run(op, lists, float(ord), check=check, empty=lambda: torch.zeros(0))

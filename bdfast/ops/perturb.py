@@ -67,14 +67,14 @@ def perturb_(
     lists = {name: checks.as_list(op, name, x) for name, x in (("params", params), ("dirs", dirs), ("saved", saved))}
     shape = [] if scope == "global" else [len(lists["params"])]
 
-    def check() -> None:
-        checks.check_lists(op, lists)
-        checks.check_writable(op, "params", lists["params"])
-        checks.check_writable(op, "saved", lists["saved"])
-        checks.check_apart(op, lists, "saved", ("params", "dirs"))
+    def check(passed: checks.Lists) -> None:
+        checks.check_lists(op, passed)
+        checks.check_writable(op, "params", passed["params"])
+        checks.check_writable(op, "saved", passed["saved"])
+        checks.check_apart(op, passed, "saved", ("params", "dirs"))
         if norm is None:
             return
-        checks.check_tensor(op, "norm", norm, torch.float32, ("params", lists["params"]))
+        checks.check_tensor(op, "norm", norm, torch.float32, ("params", passed["params"]))
         if list(norm.shape) != shape:
             raise ValueError(
                 f"{op}: norm has shape {list(norm.shape)}, expected {shape} for scope {scope!r}; pass what "

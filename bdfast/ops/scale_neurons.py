@@ -33,9 +33,9 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     op = "scale_neurons_"
     lists = {"params": checks.as_list(op, "params", params)}
 
-    def check() -> None:
-        checks.check_lists(op, lists)
-        like = ("params", lists["params"])
+    def check(passed: checks.Lists) -> None:
+        checks.check_lists(op, passed)
+        like = ("params", passed["params"])
         checks.check_vector(op, "scale", scale, torch.float32, like)
         checks.check_writable(op, *like)
 

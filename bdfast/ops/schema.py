@@ -18,7 +18,7 @@ SCHEMAS = {
     "kth_largest_change": "(Tensor[] xs, Tensor[] refs, Tensor neurons, int q) -> Tensor",
     "zero_changed_": ("(Tensor(a!)[] params, Tensor[] xs, Tensor[] refs, Tensor neurons, Tensor tau) -> Tensor"),
     "scale_neurons_": "(Tensor(a!)[] params, Tensor scale) -> ()",
-    "perturb_": (
+    "perturb_": (  # `kind` is the public `mode`: torch's tracing has an argument of that name itself
         "(Tensor(a!)[] params, Tensor[] dirs, Tensor(b!)[] saved, Tensor? norm, float rho, str kind, str scope, "
         "float eps) -> Tensor"
     ),

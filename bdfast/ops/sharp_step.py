@@ -79,14 +79,13 @@ def sharp_step_(
             )
     given = {"params": params, "saved": saved, "grads": grads, "momentum_buffers": momentum_buffers}
     given |= {"first_grads": first_grads, "reference": reference}
-    lists = {name: [] if tensors is None else checks.as_list(op, name, tensors) for name, tensors in given.items()}
+    lists = {name: None if tensors is None else checks.as_list(op, name, tensors) for name, tensors in given.items()}
     written = ("params", "momentum_buffers")
 
-    def check() -> None:
-        passed = {name: lists[name] for name, tensors in given.items() if tensors is not None}
+    def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)
         for name in written:
-            checks.check_writable(op, name, lists[name])
+            checks.check_writable(op, name, passed.get(name, []))
         checks.check_apart(op, passed, "params", ("grads", "momentum_buffers", "first_grads", "reference"))
         checks.check_apart(op, passed, "momentum_buffers", ("saved", "grads", "first_grads", "reference"))
 

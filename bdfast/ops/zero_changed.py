@@ -51,9 +51,9 @@ def zero_changed_(
     if not isinstance(tau, Tensor):
         tau = torch.full((), tau, dtype=torch.float32, device=getattr(neurons, "device", None))
 
-    def check() -> None:
-        checks.check_lists(op, lists)
-        like = ("params", lists["params"])
+    def check(passed: checks.Lists) -> None:
+        checks.check_lists(op, passed)
+        like = ("params", passed["params"])
         checks.check_vector(op, "neurons", neurons, torch.bool, like)
         checks.check_tensor(op, "tau", tau, torch.float32, like)
         if tau.ndim != 0:

@@ -46,6 +46,11 @@ def test_a_list_before_the_wrong_one_is_not_blamed():
         ops.neuron_norms([ONES, ONES, ONES.half()], [ONES, ONES, ONES])
 
 
+def test_an_empty_list_does_not_stand_for_one_that_was_left_out():
+    with pytest.raises(ValueError, match=r"refs has 0 tensors, expected 1 like xs"):
+        ops.neuron_norms([ONES], [])
+
+
 def test_missing_gradient():
     with pytest.raises(TypeError, match=r"xs\[1\] is a NoneType, expected a tensor; leave out .* no gradient"):
         ops.neuron_norms([ONES, None])

@@ -142,6 +142,8 @@ def test_empty_list():
         ({"first_grads": [torch.ones(3)]}, r"alpha is 1 and first_grads was passed"),
         ({"reference": [torch.ones(4)]}, r"reference\[0\] has shape \[4\], expected \[3\] like params\[0\]"),
         ({"grads": []}, r"grads has 0 tensors, expected 1"),
+        ({"momentum": 0.9, "momentum_buffers": []}, r"momentum_buffers has 0 tensors, expected 1"),
+        ({"reference": []}, r"reference has 0 tensors, expected 1"),
     ],
 )
 def test_wrong_use_changes_nothing(backend, options, message):
