@@ -79,7 +79,10 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
     """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
     for tensors in lists:
-        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+        try:
+            torch.autograd.graph.increment_version(tensors)
+        except RuntimeError:  # asking every tensor first would cost as much as a small op
+            torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:

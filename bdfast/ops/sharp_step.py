@@ -66,13 +66,11 @@ def sharp_step_(
         Backends: cpu, torch.
     """
     op = "sharp_step_"
-    options = {
-        "momentum_buffers": (momentum_buffers, momentum != 0, "momentum"),
-        "first_grads": (first_grads, alpha != 1, "alpha"),
-    }
-    for name, (tensors, needed, option) in options.items():
+    for name, tensors, needed, option, value in (
+        ("momentum_buffers", momentum_buffers, momentum != 0, "momentum", momentum),
+        ("first_grads", first_grads, alpha != 1, "alpha", alpha),
+    ):
         if needed != (tensors is not None):
-            value = momentum if option == "momentum" else alpha
             raise ValueError(
                 f"{op}: {option} is {value:g} and {name} {'is missing' if needed else 'was passed'}, expected both or "
                 f"neither; {f'pass {name}' if needed else f'leave {name} out'} or change {option}."

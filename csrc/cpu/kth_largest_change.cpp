@@ -37,6 +37,13 @@ constexpr size_t kBins = 1 << 11;
 
 using Histogram = std::array<int64_t, kBins>;
 
+// The bin of the q-th largest, which is the new q-th largest there.
+size_t descend(const Histogram& histogram, size_t bins, int64_t& q) {
+  size_t bin = bins - 1;
+  for (; q > histogram[bin]; bin--) q -= histogram[bin];
+  return bin;
+}
+
 struct Pool {
   Blocks blocks;
   std::vector<Piece> pieces;
@@ -44,9 +51,13 @@ struct Pool {
 };
 
 template <class E>
+inline uint32_t key_of(const typename E::Stored* x, const typename E::Stored* ref, int64_t i) {
+  return bits_of(change<true, E>(x, ref, i));
+}
+
+template <class E>
 inline void keys_of(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, uint32_t* keys) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) keys[i] = bits_of(change<true, E>(x, ref, i));
+  in_lanes(0, n, [=](int64_t i) { keys[i] = key_of<E>(x, ref, i); }, x, ref);
 }
 
 BDFAST_VECTORISED void keys_of(ScalarType dtype, const Block& block, int64_t begin, int64_t n, uint32_t* keys) {
@@ -57,7 +68,7 @@ BDFAST_VECTORISED void keys_of(ScalarType dtype, const Block& block, int64_t beg
   });
 }
 
-// Calls body(keys, n) on batches of the keys of these pieces; body may overwrite them.
+// Calls body(keys, n) on batches of the keys of these pieces.
 template <class Body>
 void for_batches(const Pool& pool, int64_t first, int64_t last, Body body) {
   uint32_t keys[kBatch];
@@ -84,45 +95,67 @@ Bracket bracket_by_sample(const Pool& pool, int64_t q) {
     }
     skip = at - end;
   }
-  std::sort(sample.begin(), sample.end(), std::greater<uint32_t>());
   double size = static_cast<double>(sample.size());
   double share = static_cast<double>(q) / static_cast<double>(pool.size);
   double margin = 4 * std::sqrt(size * share * (1 - share)) + 1;
   double first = std::floor(size * share - margin), last = std::ceil(size * share + margin);
-  return {last < size ? sample[static_cast<size_t>(last)] : 0,
-          first >= 0 ? sample[static_cast<size_t>(first)] : kLargestKey};
+  auto largest = [&](double rank) {
+    auto place = sample.begin() + static_cast<int64_t>(rank);
+    std::nth_element(sample.begin(), place, sample.end(), std::greater<uint32_t>());
+    return *place;
+  };
+  return {last < size ? largest(last) : 0, first >= 0 ? largest(first) : kLargestKey};
 }
 
-// Moves the keys inside the bracket to the front, and counts them and those above. Few are inside, so that most groups
-// are done with once they are counted; in the others no branch, as it could not be foreseen.
-BDFAST_VECTORISED int64_t keep_inside(uint32_t* keys, int64_t n, Bracket bracket, int64_t& above) {
-  constexpr int64_t kGroup = 16;
+// Collects the keys inside the bracket, and counts those above. Few are inside: a group tells by one bit each.
+template <class E>
+inline int64_t keep_inside(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, Bracket bracket,
+                           uint32_t* kept, int64_t& above) {
+  constexpr int64_t kGroup = kLanes;
   uint32_t width = bracket.upper - bracket.lower;
   uint32_t larger[kGroup] = {};
-  int64_t inside = 0;
-  for (int64_t begin = 0; begin < n; begin += kGroup) {
-    int64_t end = std::min(n, begin + kGroup);
-    uint32_t found = 1;
-    if (end - begin == kGroup) {
-      found = 0;
+  int64_t inside = 0, whole = n / kGroup * kGroup;
+  for (int64_t begin = 0; begin < whole; begin += kGroup) {
+    fetch_ahead(x + begin, kGroup);
+    fetch_ahead(ref + begin, kGroup);
+    uint32_t found = 0;
 #pragma omp simd reduction(| : found)
-      for (int64_t i = 0; i < kGroup; i++) {
-        uint32_t key = keys[begin + i];
-        larger[i] += key > bracket.upper;
-        found |= key - bracket.lower <= width;
-      }
-    } else {
-      for (int64_t i = begin; i < end; i++) larger[i - begin] += keys[i] > bracket.upper;
+    for (int64_t i = 0; i < kGroup; i++) {
+      uint32_t key = key_of<E>(x, ref, begin + i);
+      larger[i] += key > bracket.upper;
+      found |= static_cast<uint32_t>(key - bracket.lower <= width) << i;
     }
-    if (!found) continue;
-    for (int64_t i = begin; i < end; i++) {
-      uint32_t key = keys[i];
-      keys[inside] = key;
-      inside += key - bracket.lower <= width;
-    }
+    for (; found != 0; found &= found - 1) kept[inside++] = key_of<E>(x, ref, begin + __builtin_ctz(found));
+  }
+  for (int64_t i = whole; i < n; i++) {
+    uint32_t key = key_of<E>(x, ref, i);
+    larger[0] += key > bracket.upper;
+    if (key - bracket.lower <= width) kept[inside++] = key;
   }
   for (uint32_t count : larger) above += count;
   return inside;
+}
+
+BDFAST_VECTORISED int64_t keep_inside(ScalarType dtype, const Block& block, int64_t begin, int64_t n, Bracket bracket,
+                                      uint32_t* kept, int64_t& above) {
+  return with_type(dtype, [=, &block, &above](auto type) {
+    using Stored = typename decltype(type)::Stored;
+    const Stored *x = static_cast<const Stored*>(block.x), *ref = static_cast<const Stored*>(block.ref);
+    return keep_inside<decltype(type)>(x + begin, ref + begin, n, bracket, kept, above);
+  });
+}
+
+// The q-th largest of keys in the bracket: a histogram leaves few to choose from.
+uint32_t largest(uint32_t* begin, uint32_t* end, Bracket bracket, int64_t q) {
+  int shift = 0;
+  while ((bracket.upper - bracket.lower) >> shift >= kBins) shift++;
+  auto bin_of = [=](uint32_t key) { return (key - bracket.lower) >> shift; };
+  Histogram histogram{};
+  for (uint32_t* key = begin; key < end; key++) histogram[bin_of(*key)]++;
+  size_t bin = descend(histogram, kBins, q);
+  end = std::partition(begin, end, [=](uint32_t key) { return bin_of(key) == bin; });
+  std::nth_element(begin, begin + (q - 1), end, std::greater<uint32_t>());
+  return begin[q - 1];
 }
 
 std::optional<uint32_t> select_inside(const Pool& pool, Bracket bracket, int64_t q) {
@@ -131,17 +164,18 @@ std::optional<uint32_t> select_inside(const Pool& pool, Bracket bracket, int64_t
   std::atomic<int64_t> inside{0}, above{0};
   for_pieces(pool.pieces, [&](int64_t first, int64_t last) {
     int64_t mine = 0;
-    for_batches(pool, first, last, [&](uint32_t* keys, int64_t n) {
-      int64_t found = keep_inside(keys, n, bracket, mine);
+    std::unique_ptr<uint32_t[]> kept(new uint32_t[kPieceElements]);
+    for (int64_t p = first; p < last; p++) {
+      const auto& [b, begin, end] = pool.pieces[p];
+      int64_t found =
+          keep_inside(pool.blocks.dtype, pool.blocks.list[b], begin, end - begin, bracket, kept.get(), mine);
       int64_t place = inside.fetch_add(found);
-      if (place + found <= capacity) std::copy(keys, keys + found, collected.get() + place);
-    });
+      if (place + found <= capacity) std::copy_n(kept.get(), found, collected.get() + place);
+    }
     above += mine;
   });
   if (inside > capacity || q <= above || q > above + inside) return std::nullopt;
-  uint32_t* answer = collected.get() + (q - above - 1);
-  std::nth_element(collected.get(), answer, collected.get() + inside, std::greater<uint32_t>());
-  return *answer;
+  return largest(collected.get(), collected.get() + inside, bracket, q - above);
 }
 
 // Counts the digit of those keys that begin with the digits found so far.
@@ -167,8 +201,7 @@ uint32_t select_by_digits(const Pool& pool, int64_t q) {
   uint32_t found = 0;
   for (Digit digit : kDigits) {
     Histogram histogram = histogram_of(pool, digit, found);
-    size_t bin = (size_t{1} << digit.bits) - 1;
-    for (; q > histogram[bin]; bin--) q -= histogram[bin];
+    size_t bin = descend(histogram, size_t{1} << digit.bits, q);
     found |= static_cast<uint32_t>(bin) << digit.shift;
   }
   return found;
@@ -187,7 +220,7 @@ Tensor kth_largest_change(const List& xs, const List& refs, const Tensor& neuron
   }
   std::optional<uint32_t> key = select_inside(pool, bracket_by_sample(pool, q), q);
   if (!key) key = select_by_digits(pool, q);
-  Tensor result = torch::stable::new_empty(xs[0], {}, ScalarType::Float);
+  Tensor result = new_result({}, aoti_torch_dtype_float32());
   *static_cast<float*>(result.mutable_data_ptr()) = float_of(*key);
   return result;
 }

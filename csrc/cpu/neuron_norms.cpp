@@ -43,7 +43,7 @@ inline float largest(const typename E::Stored* x, const typename E::Stored* ref,
 template <Norm kNorm, bool kHasRef, class E>
 inline double measure(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
   if constexpr (kNorm == Norm::kLargest) return largest<kHasRef, E>(x, ref, n);
-  return sum_in_lanes(n, [=](int64_t i) { return term<kNorm, kHasRef, E>(x, ref, i); });
+  return sum_in_lanes(n, [=](int64_t i) { return term<kNorm, kHasRef, E>(x, ref, i); }, x, ref);
 }
 
 template <Norm kNorm, bool kHasRef, class E>
@@ -113,7 +113,7 @@ double combine(Norm norm, double total, double part) {
 Tensor neuron_norms(const List& xs, const List& refs, double ord) {
   Norm norm = norm_of(ord);
   Blocks blocks = make_blocks({}, xs, refs);
-  Tensor result = torch::stable::new_empty(xs[0], {blocks.rows}, ScalarType::Float);
+  Tensor result = new_result({blocks.rows}, aoti_torch_dtype_float32());
   float* out = static_cast<float*>(result.mutable_data_ptr());
   std::fill(out, out + blocks.rows, 0.0f);
 

@@ -25,22 +25,31 @@ inline float normed(float param, float x) {
 
 template <Mode kMode, class E, class T = typename E::Stored>
 inline double sum_of_squares(const T* params, const T* dirs, int64_t n) {
-  return sum_in_lanes(n, [=](int64_t i) {
+  auto squared = [=](int64_t i) {
     float d = normed<kMode>(kMode == Mode::kSam ? 0.0f : E::load(params[i]), E::load(dirs[i]));
     return d * d;
-  });
+  };
+  if constexpr (kMode == Mode::kSam) return sum_in_lanes(n, squared, dirs);
+  return sum_in_lanes(n, squared, params, dirs);
 }
 
 template <Mode kMode, class E, class T = typename E::Stored>
-inline void step(T* __restrict params, const T* __restrict dirs, T* __restrict saved, int64_t n, float factor) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    float param = E::load(params[i]);
-    float d = normed<kMode>(param, E::load(dirs[i]));
-    if (kMode == Mode::kAsam) d *= param;
-    saved[i] = params[i];
-    params[i] = E::store(param + d * factor);
-  }
+inline void step(T* __restrict params, const T* __restrict dirs, int64_t n, float factor) {
+  in_lanes(
+      0, n,
+      [=](int64_t i) {
+        float param = E::load(params[i]);
+        float d = normed<kMode>(param, E::load(dirs[i]));
+        if (kMode == Mode::kAsam) d *= param;
+        params[i] = E::store(param + d * factor);
+      },
+      params, dirs);
+}
+
+template <class T>
+inline void save(T* saved, const T* params, int64_t n, bool streamed) {
+  if (streamed) return stream(saved, params, n);
+  std::copy(params, params + n, saved);
 }
 
 // Calls f(Constant<Mode>{}).
@@ -69,23 +78,22 @@ BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* 
 }
 
 BDFAST_VECTORISED void chunk_step(Mode mode, ScalarType dtype, void* params, const void* dirs, void* saved,
-                                  int64_t begin, int64_t n, float factor) {
+                                  bool streamed, int64_t begin, int64_t n, float factor) {
   with_type(dtype, [=](auto type) {
     using E = decltype(type);
     using T = typename E::Stored;
     with_mode(mode, [=](auto constant) {
       constexpr Mode kMode = decltype(constant)::value;
-      step<kMode, E>(static_cast<T*>(params) + begin, static_cast<const T*>(dirs) + begin,
-                     static_cast<T*>(saved) + begin, n, factor);
+      for (int64_t at = begin, end = begin + n; at < end; at += kStreamElements) {
+        int64_t count = std::min(kStreamElements, end - at);
+        T* param = static_cast<T*>(params) + at;
+        save(static_cast<T*>(saved) + at, param, count, streamed);
+        // Not a step of length 0: where the norm is not finite, some direction is not, and 0 times it is NaN.
+        if (factor != 0) step<kMode, E>(param, static_cast<const T*>(dirs) + at, count, factor);
+      }
     });
   });
-}
-
-void save_only(const FlatLists<kLists>& flat, const Chunk& chunk) {
-  int64_t size = flat.dtype == ScalarType::Float ? 4 : 2;
-  const auto& entry = flat.entries[chunk.tensor];
-  std::memcpy(static_cast<char*>(entry[kSaved]) + chunk.begin * size,
-              static_cast<const char*>(entry[kParams]) + chunk.begin * size, (chunk.end - chunk.begin) * size);
+  if (streamed) end_of_stream();
 }
 
 // The norms of all tensors, or the one of all, in float64.
@@ -112,8 +120,8 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
   Mode mode = mode_of(mode_name);
   bool per_tensor = scope == "tensor";
   size_t count = per_tensor ? params.size() : 1;
-  Tensor result = per_tensor ? torch::stable::new_empty(params[0], {static_cast<int64_t>(count)}, ScalarType::Float)
-                             : torch::stable::new_empty(params[0], {}, ScalarType::Float);
+  Tensor result = per_tensor ? new_result({static_cast<int64_t>(count)}, aoti_torch_dtype_float32())
+                             : new_result({}, aoti_torch_dtype_float32());
   float* norms = static_cast<float*>(result.mutable_data_ptr());
   if (norm) {
     BDFAST_REFUSE_UNLESS(norm->is_cpu() && norm->scalar_type() == ScalarType::Float && norm->is_contiguous() &&
@@ -131,10 +139,8 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
   for_chunks(flat, [&](int64_t c) {
     const auto& [tensor, begin, end] = flat.chunks[c];
     const auto& entry = flat.entries[tensor];
-    float factor = factors[per_tensor ? tensor : 0];
-    // Not a step of length 0: where the norm is not finite, some direction is not, and 0 times it is NaN.
-    if (factor == 0) return save_only(flat, flat.chunks[c]);
-    chunk_step(mode, flat.dtype, entry[kParams], entry[kDirs], entry[kSaved], begin, end - begin, factor);
+    chunk_step(mode, flat.dtype, entry[kParams], entry[kDirs], entry[kSaved], flat.streamed, begin, end - begin,
+               factors[per_tensor ? tensor : 0]);
   });
   return result;
 }

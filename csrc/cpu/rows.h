@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lists.h"
+#include "split.h"
 
 namespace bdfast {
 
@@ -27,9 +28,6 @@ struct Piece {
   int64_t begin;
   int64_t end;
 };
-
-// Large enough to hide what a piece costs, small enough to keep many threads busy with a small network.
-constexpr int64_t kPieceElements = 32768;
 
 inline Blocks make_blocks(const List& params, const List& xs, const List& refs) {
   const List& first = xs.empty() ? params : xs;
@@ -65,20 +63,6 @@ std::vector<Piece> cut(const Blocks& blocks, Selected selected) {
     }
   }
   return pieces;
-}
-
-inline int64_t count_elements(const std::vector<Piece>& pieces) {
-  int64_t total = 0;
-  for (const Piece& piece : pieces) total += piece.end - piece.begin;
-  return total;
-}
-
-// Calls body(first, last) on ranges of pieces; one thread alone where there is less than a piece of work for two.
-template <class Body>
-void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
-  int64_t count = static_cast<int64_t>(pieces.size());
-  int64_t full = std::max<int64_t>(1, count_elements(pieces) / kPieceElements);
-  torch::stable::parallel_for(0, count, (count + full - 1) / full, body);
 }
 
 }  // namespace bdfast

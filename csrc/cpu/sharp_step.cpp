@@ -14,57 +14,65 @@ struct Options {
   float weight_decay;
   float alpha;
   float sign;  // -1 to ascend
-  bool nesterov;
 };
 
-// The lists that take part, as template arguments: the inner loop is free of branches.
-template <bool kHasMomentum, bool kHasFirst>
-struct Lists {
-  static constexpr bool has_momentum = kHasMomentum;
+enum class Momentum { kNone, kPlain, kNesterov };
+
+// What is computed, as template arguments: a single branch would keep the inner loop from becoming vector code.
+template <Momentum kMomentum, bool kHasFirst>
+struct Kind {
+  static constexpr Momentum momentum = kMomentum;
   static constexpr bool has_first = kHasFirst;
 };
 
-template <class L, class E, class T = typename E::Stored>
+template <class K, class E, class T = typename E::Stored>
 inline float moved(const std::array<T*, kLists>& at, int64_t i, const Options& o) {
   float weight = E::load(at[kSaved][i]);
   float gradient = E::load(at[kGrads][i]);
-  if constexpr (L::has_first) {
+  if constexpr (K::has_first) {
     gradient = (1 - o.alpha) * E::load(at[kFirstGrads][i]) + o.alpha * gradient;
   }
   gradient = o.sign * gradient + o.weight_decay * weight;
-  if constexpr (L::has_momentum) {
+  if constexpr (K::momentum != Momentum::kNone) {
     float buffer = o.momentum * E::load(at[kMomentum][i]) + o.damped * gradient;
     at[kMomentum][i] = E::store(buffer);
-    gradient = o.nesterov ? gradient + o.momentum * buffer : buffer;
+    gradient = K::momentum == Momentum::kNesterov ? gradient + o.momentum * buffer : buffer;
   }
   return weight - o.lr * gradient;
 }
 
-template <class L, class E, class T = typename E::Stored>
-inline void step(const std::array<T*, kLists>& at, int64_t n, const Options& o) {
-  T* params = at[kParams];
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) params[i] = E::store(moved<L, E>(at, i, o));
-}
-
-template <class L, class E, class T = typename E::Stored>
-inline double step_and_measure(const std::array<T*, kLists>& at, int64_t n, const Options& o) {
-  return sum_in_lanes(n, [=](int64_t i) {
-    float param = moved<L, E>(at, i, o);
-    at[kParams][i] = E::store(param);
-    float d = param - E::load(at[kReferences][i]);
+// Writes the new weights to `out` and returns their squared distance to the reference, if there is one.
+template <class K, class E, class T = typename E::Stored>
+inline float step(const std::array<T*, kLists>& at, T* out, int64_t begin, int64_t end, const Options& o) {
+  T* momentum = K::momentum != Momentum::kNone ? at[kMomentum] : at[kSaved];
+  T* first = K::has_first ? at[kFirstGrads] : at[kGrads];
+  auto written = [=](int64_t i) {
+    float param = moved<K, E>(at, i, o);
+    out[i - begin] = E::store(param);
+    return param;
+  };
+  if (at[kReferences] == nullptr) {
+    in_lanes(begin, end, written, at[kSaved], at[kGrads], momentum, first);
+    return 0;
+  }
+  auto squared = [=](int64_t i) {
+    float d = written(i) - E::load(at[kReferences][i]);
     return d * d;
-  });
+  };
+  return sum_of_stretch(begin, end, squared, at[kSaved], at[kGrads], momentum, first, at[kReferences]);
 }
 
+// Calls f(Kind{}).
 template <class F>
-inline auto with_lists(bool momentum, bool first, F f) {
-  if (momentum) return first ? f(Lists<true, true>{}) : f(Lists<true, false>{});
-  return first ? f(Lists<false, true>{}) : f(Lists<false, false>{});
+inline auto with_kind(Momentum momentum, bool first, F f) {
+  constexpr Momentum kNone = Momentum::kNone, kPlain = Momentum::kPlain, kNesterov = Momentum::kNesterov;
+  if (momentum == kNone) return first ? f(Kind<kNone, true>{}) : f(Kind<kNone, false>{});
+  if (momentum == kPlain) return first ? f(Kind<kPlain, true>{}) : f(Kind<kPlain, false>{});
+  return first ? f(Kind<kNesterov, true>{}) : f(Kind<kNesterov, false>{});
 }
 
 BDFAST_VECTORISED double chunk_step(ScalarType dtype, const std::array<void*, kLists>& entry, int64_t begin, int64_t n,
-                                    const Options& o) {
+                                    bool streamed, Momentum momentum, const Options& o) {
   return with_type(dtype, [=, &entry, &o](auto type) {
     using E = decltype(type);
     using T = typename E::Stored;
@@ -72,11 +80,17 @@ BDFAST_VECTORISED double chunk_step(ScalarType dtype, const std::array<void*, kL
     for (int list = 0; list < kLists; list++) {
       at[list] = entry[list] == nullptr ? nullptr : static_cast<T*>(entry[list]) + begin;
     }
-    return with_lists(at[kMomentum] != nullptr, at[kFirstGrads] != nullptr, [=, &o](auto lists) {
-      using L = decltype(lists);
-      if (at[kReferences] != nullptr) return step_and_measure<L, E>(at, n, o);
-      step<L, E>(at, n, o);
-      return 0.0;
+    return with_kind(momentum, at[kFirstGrads] != nullptr, [=, &o](auto kind) {
+      using K = decltype(kind);
+      T buffer[kStreamElements];
+      double squared_distance = 0;
+      for (int64_t i = 0; i < n; i += kStreamElements) {
+        int64_t end = std::min(n, i + kStreamElements);
+        squared_distance += step<K, E>(at, streamed ? buffer : at[kParams] + i, i, end, o);
+        if (streamed) stream(at[kParams] + i, buffer, end - i);
+      }
+      if (streamed) end_of_stream();
+      return squared_distance;
     });
   });
 }
@@ -90,21 +104,18 @@ Tensor sharp_step(const List& params, const List& saved, const List& grads, cons
   check_written(momentum_buffers, {&saved, &grads, &first_grads, &references});
   FlatLists<kLists> flat =
       make_flat<kLists>(dtype, {&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
-  Options options{static_cast<float>(lr),
-                  static_cast<float>(momentum),
-                  static_cast<float>(1 - dampening),
-                  static_cast<float>(weight_decay),
-                  static_cast<float>(alpha),
-                  maximize ? -1.0f : 1.0f,
-                  nesterov};
+  Options options{static_cast<float>(lr),           static_cast<float>(momentum), static_cast<float>(1 - dampening),
+                  static_cast<float>(weight_decay), static_cast<float>(alpha),    maximize ? -1.0f : 1.0f};
+  Momentum kind = nesterov ? Momentum::kNesterov : Momentum::kPlain;
+  if (momentum_buffers.empty()) kind = Momentum::kNone;
   std::vector<double> parts(flat.chunks.size());
   for_chunks(flat, [&](int64_t c) {
     const auto& [tensor, begin, end] = flat.chunks[c];
-    parts[c] = chunk_step(flat.dtype, flat.entries[tensor], begin, end - begin, options);
+    parts[c] = chunk_step(flat.dtype, flat.entries[tensor], begin, end - begin, flat.streamed, kind, options);
   });
   double squared_distance = 0;
   for (double part : parts) squared_distance += part;
-  Tensor result = torch::stable::new_empty(params[0], {}, ScalarType::Float);
+  Tensor result = new_result({}, aoti_torch_dtype_float32());
   *static_cast<float*>(result.mutable_data_ptr()) = static_cast<float>(squared_distance);
   return result;
 }

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "memory.h"
+
 // Compiled once per level of x86-64; the loader takes the best one for the machine. Everything that is called inside
 // has to be inlined to be compiled for that level too, which is what `flatten` asks for.
 // Sanitizers instrument the resolvers, which run before the sanitizers do.
@@ -99,13 +101,26 @@ constexpr int64_t kLanes = 32;
 // The length of a float32 sum; beyond it, sums are added up in float64.
 constexpr int64_t kStretch = 1024;
 
-// term(0) + ... + term(n - 1) in a fixed number of lanes, whatever a vector of the machine holds: short sums that lose
-// next to nothing, in the same order on every machine.
-template <class Term>
-inline float sum_of_stretch(int64_t begin, int64_t end, Term term) {
+// Calls body(i) for i from begin to end - 1, in vectors where the body allows it. It reads the arrays.
+template <class Body, class... T>
+inline void in_lanes(int64_t begin, int64_t end, Body body, const T*... arrays) {
+  int64_t whole = begin + (end - begin) / kLanes * kLanes;
+  for (int64_t i = begin; i < whole; i += kLanes) {
+    (fetch_ahead(arrays + i, kLanes), ...);
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; lane++) body(i + lane);
+  }
+  for (int64_t i = whole; i < end; i++) body(i);
+}
+
+// term(begin) + ... + term(end - 1) in a fixed number of lanes, whatever a vector of the machine holds: short sums that
+// lose next to nothing, in the same order on every machine. The terms read the arrays.
+template <class Term, class... T>
+inline float sum_of_stretch(int64_t begin, int64_t end, Term term, const T*... arrays) {
   int64_t whole = begin + (end - begin) / kLanes * kLanes;
   float lanes[kLanes] = {};
   for (int64_t i = begin; i < whole; i += kLanes) {
+    (fetch_ahead(arrays + i, kLanes), ...);
 #pragma omp simd
     for (int64_t lane = 0; lane < kLanes; lane++) lanes[lane] += term(i + lane);
   }
@@ -117,11 +132,11 @@ inline float sum_of_stretch(int64_t begin, int64_t end, Term term) {
   return total;
 }
 
-template <class Term>
-inline double sum_in_lanes(int64_t n, Term term) {
+template <class Term, class... T>
+inline double sum_in_lanes(int64_t n, Term term, const T*... arrays) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kStretch) {
-    total += sum_of_stretch(begin, std::min(n, begin + kStretch), term);
+    total += sum_of_stretch(begin, std::min(n, begin + kStretch), term, arrays...);
   }
   return total;
 }

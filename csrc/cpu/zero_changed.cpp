@@ -10,15 +10,13 @@ namespace {
 // Only a NaN tau reaches NaN changes, and it reaches nothing else.
 template <bool kTauIsNan, class E, class T = typename E::Stored>
 inline int64_t zero(T* param, const T* x, const T* ref, int64_t n, float tau) {
-  int64_t count = 0;
-#pragma omp simd reduction(+ : count)
-  for (int64_t i = 0; i < n; i++) {
+  auto zeroed = [=](int64_t i) {
     float d = change<true, E>(x, ref, i);
     bool chosen = kTauIsNan ? d != d : d >= tau;
     param[i] = chosen ? T{0} : param[i];  // not a branch: what stays keeps its bits
-    count += chosen;
-  }
-  return count;
+    return chosen ? 1.0f : 0.0f;
+  };
+  return static_cast<int64_t>(sum_in_lanes(n, zeroed, param, x, ref));
 }
 
 BDFAST_VECTORISED int64_t zero_piece(ScalarType dtype, const Block& block, int64_t begin, int64_t n, float tau) {
@@ -50,7 +48,7 @@ Tensor zero_changed(const List& params, const List& xs, const List& refs, const 
     count += mine;
   });
 
-  Tensor result = torch::stable::new_empty(params[0], {}, ScalarType::Long);
+  Tensor result = new_result({}, aoti_torch_dtype_int64());
   *static_cast<int64_t*>(result.mutable_data_ptr()) = count;
   return result;
 }

@@ -12,7 +12,7 @@ import torch  # noqa: F401  (before bdfast: the message of a missing torch is cl
 from bdfast.ops.backends import backends
 
 ROOT = Path(__file__).parents[2]
-FILES = ("test_multi_tensor.py", "test_properties.py", "test_perturb.py", "test_sharp_step.py")
+FILES = ("multi_tensor", "properties", "perturb", "sharp_step", "streaming")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
 
 # The sanitized library takes the place of the installed one before anything asks for it.
@@ -54,7 +54,7 @@ def test_kernels_under_sanitizers(tmp_path):
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "2",
     }
-    tests = [str(ROOT / "tests" / "ops" / name) for name in FILES]
+    tests = [str(ROOT / "tests" / "ops" / f"test_{name}.py") for name in FILES]
     command = [sys.executable, "-c", RUN, str(extension), "-q", "-x", "-k", "cpu", "-p", "no:cacheprovider", *tests]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-6000:]

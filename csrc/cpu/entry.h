@@ -1,0 +1,85 @@
+// A tensor of a list, as it comes from torch.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace bdfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// torch::stable::Tensor shares its ownership, which costs an allocation each, and calls torch for everything that it is
+// asked. On lists of small tensors that is what an op spends its time on.
+class Entry {
+ public:
+  explicit Entry(AtenTensorHandle handle) : handle_(handle) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &dim_));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes_));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides_));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &numel_));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &dtype_));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &device_type_));
+  }
+
+  int64_t dim() const { return dim_; }
+  int64_t numel() const { return numel_; }
+  int64_t size(int64_t d) const { return sizes_[d]; }
+  int64_t stride(int64_t d) const { return strides_[d]; }
+  bool is_cpu() const { return device_type_ == aoti_torch_device_type_cpu(); }
+  int32_t dtype_code() const { return dtype_; }
+
+  bool is_contiguous() const {
+    int64_t step = 1;
+    for (int64_t d = dim_; numel_ > 0 && d-- > 0; step *= sizes_[d]) {
+      if (sizes_[d] != 1 && strides_[d] != step) return false;
+    }
+    return true;
+  }
+
+  bool has_sizes_of(const Entry& other) const {
+    return dim_ == other.dim_ && std::equal(sizes_, sizes_ + dim_, other.sizes_);
+  }
+
+  bool has_strides_of(const Entry& other) const { return std::equal(strides_, strides_ + dim_, other.strides_); }
+
+  const void* const_data_ptr() const {
+    const void* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(handle_.get(), &data));
+    return data;
+  }
+
+  void* mutable_data_ptr() const {
+    void* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(handle_.get(), &data));
+    return data;
+  }
+
+ private:
+  struct Delete {
+    void operator()(AtenTensorOpaque* handle) const { aoti_torch_delete_tensor_object(handle); }
+  };
+  std::unique_ptr<AtenTensorOpaque, Delete> handle_;
+  int64_t dim_, numel_;
+  int64_t *sizes_, *strides_;  // torch's own, for as long as the handle lives
+  int32_t dtype_, device_type_;
+};
+
+using List = std::vector<Entry>;
+
+}  // namespace bdfast
+
+HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
+
+// How arguments of a kernel that are lists of entries are made.
+template <>
+struct ToImpl<bdfast::Entry> {
+  static bdfast::Entry call(StableIValue value, uint64_t, bool) { return bdfast::Entry(to<AtenTensorHandle>(value)); }
+};
+
+HIDDEN_NAMESPACE_END(torch, stable, detail)
