@@ -43,7 +43,7 @@ format: $(INSTALLED) ## Format everything in place
 	$(BIN)/clang-format -i $(filter-out %.c,$(NATIVE))
 
 bench: $(INSTALLED) ## Timings against the published way of doing it
-	$(BIN)/pytest bench --benchmark-enable --benchmark-columns=median -q
+	$(BIN)/python -m bench
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) $(VENV)-bootstrap build dist *.egg-info bdfast/_C*.so demo-output .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -139,20 +140,37 @@ def _peak() -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-def read_two(elements: int, dtype: torch.dtype) -> tuple[Way, int]:
-    """Reading two arrays of this size as fast as the memory gives them, and the bytes of it."""
-    first, second = torch.ones(elements, dtype=dtype), torch.ones(elements, dtype=dtype)
-    if dtype == torch.float32:
-        return lambda: torch.dot(first, second), 2 * elements * 4
-    # Sums of 16-bit floats are bound by their arithmetic; the same bytes as float32 are not.
-    first, second = first.view(torch.float32), second.view(torch.float32)
-    return lambda: torch.dot(first, second), 2 * elements * dtype.itemsize
+READING = "reading two arrays"
+COPYING = "copying one array"
 
 
-def copy_one(elements: int, dtype: torch.dtype) -> tuple[Way, int]:
-    """Copying an array of this size, and the bytes of it."""
-    source, target = torch.ones(elements, dtype=dtype), torch.empty(elements, dtype=dtype)
-    return lambda: target.copy_(source), 2 * elements * dtype.itemsize
+def memory_alone(kind: str, elements: int, dtype: torch.dtype) -> tuple[Way, int]:
+    """Reading two arrays or copying one of this size as fast as the memory gives them, and the bytes of it."""
+    size = elements * dtype.itemsize
+    # As bytes they are long enough for any dtype; sums of 16-bit floats would be bound by their arithmetic.
+    first, second = (torch.ones(-(-size // 4), dtype=torch.float32) for _ in range(2))
+    if kind == READING:
+        return lambda: torch.dot(first, second), 2 * size
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    bounds = [size * i // threads for i in range(threads + 1)]
+
+    def copy(part: int) -> None:
+        begin = bounds[part]
+        ctypes.memmove(second.data_ptr() + begin, first.data_ptr() + begin, bounds[part + 1] - begin)
+
+    return lambda: list(pool.map(copy, range(threads))), 2 * size
+
+
+def same_results(ways: Mapping[str, Way], written: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """What every way makes of the same start, in the tensors that it writes."""
+    start = [x.clone() for x in written]
+    results = {}
+    for name, way in ways.items():
+        torch._foreach_copy_(written, start)
+        way()
+        results[name] = [x.clone() for x in written]
+    return results
 
 
 def assert_close(results: Mapping[str, Sequence[torch.Tensor]], tolerance: float = 1e-5) -> None:

@@ -1,12 +1,10 @@
-"""`compare`: runs ways against each other; what it measured is printed, kept and drawn at the end of the run."""
+"""`compare`: runs ways against each other; what it measured is printed and drawn at the end, or left to `bench`."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,9 @@ from bench.compare import MEMORY, OURS, Row, Way
 # A compilation that was kept from an earlier run would cost nothing here.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 11
+ROUNDS_OF_LARGE = 5  # from this many elements on
+LARGE = 100_000_000
 
 _rows: list[Row] = []
 
@@ -43,8 +42,9 @@ class Compare:
         moved: int,
         dtype: torch.dtype = torch.float32,
         compiled: Mapping[str, Way] | None = None,
-        memory: tuple[Way, int] | None = None,
-        rounds: int = ROUNDS,
+        memory: str | None = None,
+        elements: int = 0,
+        rounds: int | None = None,
         gate: Callable[[Mapping[str, Way]], None],
         prepare: Way | None = None,
     ) -> dict[str, Row]:
@@ -57,7 +57,8 @@ class Compare:
             moved: Bytes that the op has to move at the least.
             dtype: Of the parameters.
             compiled: More ways, whose first call compiles; that call is timed on its own.
-            memory: A way to read or copy arrays of this size, and its bytes.
+            memory: What to time beside: READING or COPYING arrays of so many `elements`.
+            elements: In all parameters.
             rounds: How often each way runs.
             gate: Called with all ways before anything is timed; raises where one is wrong.
             prepare: Called before every run, outside the time.
@@ -80,10 +81,14 @@ class Compare:
                 self.benchmark(lambda: None)
                 self.used = True
             return {}
-        if memory is not None:
-            everything[MEMORY] = memory[0]
+        rounds = rounds or (ROUNDS_OF_LARGE if elements >= LARGE else ROUNDS)
         times = comparing.interleaved(everything, rounds, prepare)
-        rows = comparing.rows_of(op, case, dtype, times, moved, memory[1] if memory else 0)
+        memory_moved = 0
+        if memory is not None:
+            # By itself: torch's threads go on spinning after a call, and would take turns with those that copy.
+            way, memory_moved = comparing.memory_alone(memory, elements, dtype)
+            times |= comparing.interleaved({MEMORY: way}, rounds)
+        rows = comparing.rows_of(op, case, dtype, times, moved, memory_moved)
         for row in rows:
             row.extra_bytes = extra.get(row.way)
             row.compile_seconds = compile_seconds.get(row.way)
@@ -99,21 +104,14 @@ def compare(benchmark) -> Compare:
     return Compare(benchmark)
 
 
-def record(rows: Sequence[Row], path: Path) -> None:
-    """Append to the results; what is there stays."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row)) + "\n")
+def pytest_addoption(parser) -> None:
+    parser.addoption("--rows", type=Path, help="append what was measured to this file instead of printing it")
 
 
-def pytest_terminal_summary() -> None:
+def pytest_terminal_summary(config) -> None:
     if not _rows:
         return
-    path = RESULTS / "cpu.jsonl"
-    record(_rows, path)
-    console = Console(width=150)
-    console.print(show.table(_rows))
-    for figure in show.figures(_rows, RESULTS):
-        console.print(f"drawn: {figure}")
-    console.print(f"appended to {path}")
+    if path := config.getoption("--rows"):
+        show.record(_rows, path)
+    else:
+        Console(width=150).print(show.table(_rows))

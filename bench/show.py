@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +19,18 @@ from bench.compare import MEMORY, OURS, Row
 GROWTH = "growth"
 COLORS = {OURS: "#0b6e4f", MEMORY: "#9aa0a6"}
 OTHERS = ("#c8553d", "#e09f3e", "#5b7db1", "#8e6c8a")
+
+
+def record(rows: Sequence[Row], path: Path) -> None:
+    """Append to the results; what is there stays."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+def read(path: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -52,9 +67,8 @@ def figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     drawn = []
     for op in dict.fromkeys(row.op for row in rows if row.share is not None and row.op != GROWTH):
         drawn.append(_bars([row for row in rows if row.op == op and row.share is not None], op, folder))
-    growing = [row for row in rows if row.op == GROWTH and row.way != MEMORY]
-    if growing:
-        drawn.append(_growth(growing, folder))
+    if lines := growing(rows):
+        drawn.append(_growth(lines, folder))
     return drawn
 
 
@@ -79,14 +93,28 @@ def _bars(rows: Sequence[Row], op: str, folder: Path) -> Path:
     return _save(figure, folder / f"share-{op.replace(' ', '-').replace('_', '-').strip('-')}.png")
 
 
-def _growth(rows: Sequence[Row], folder: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
+def growing(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+    """Millions of parameters and seconds, by what was timed."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        name, millions = row.case.removesuffix(" M").rsplit(", ", 1)
-        lines.setdefault(name, []).append((int(millions), row.p50))
+        if row.op == GROWTH and row.way == OURS:
+            name, millions = row.case.removesuffix(" M").rsplit(", ", 1)
+            lines.setdefault(name, []).append((int(millions), row.p50))
+    return lines
+
+
+def exponent(points: Sequence[tuple[int, float]]) -> float:
+    """The e of time = c * size^e, by least squares on the logarithms."""
+    logs = [(math.log(size), math.log(seconds)) for size, seconds in points]
+    x, y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    return sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs)
+
+
+def _growth(lines: dict[str, list[tuple[int, float]]], folder: Path) -> Path:
+    figure, axes = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
     for (name, points), color in zip(lines.items(), (COLORS[OURS], *OTHERS), strict=False):
-        axes.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
+        label = f"{name}, size^{exponent(points):.2f}"
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("parameters, millions")

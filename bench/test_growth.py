@@ -1,7 +1,5 @@
 """Time against the size of the model, from a million to a billion parameters in bfloat16: a straight line?"""
 
-import math
-
 import pytest
 import torch
 
@@ -20,16 +18,8 @@ def model(millions: int, seed: int) -> list[torch.Tensor]:
     return lists.random_tensors([(millions * 1_000_000 // layers // WIDTH, WIDTH)] * layers, seed, dtype=torch.bfloat16)
 
 
-def slope(points: list[tuple[float, float]]) -> float:
-    """The exponent e of time = c * size^e, by least squares on the logarithms."""
-    logs = [(math.log(size), math.log(seconds)) for size, seconds in points]
-    x, y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
-    return sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs)
-
-
 @pytest.mark.parametrize("way", ["neuron_norms", "TSBD step"])
-def test_growth(compare, capsys, way):
-    points = []
+def test_growth(compare, way):
     for millions in MILLIONS if compare.timing else MILLIONS[:1]:
         xs, refs = model(millions, 0), model(millions, 1)
         buffers, saved = ([torch.zeros_like(x) for x in xs] for _ in range(2))
@@ -42,7 +32,7 @@ def test_growth(compare, capsys, way):
             return ops.neuron_norms(xs, refs)
 
         call, bytes_each = (norms, 4) if way == "neuron_norms" else (step, 22)
-        rows = compare(
+        compare(
             GROWTH,
             f"{way}, {millions} M",
             {OURS: call},
@@ -51,9 +41,3 @@ def test_growth(compare, capsys, way):
             rounds=5,
             gate=lambda ways: None,
         )
-        if rows:
-            points.append((millions, rows[OURS].p50))
-    if points:
-        with capsys.disabled():
-            per_million = ", ".join(f"{millions} M {seconds / millions * 1e6:.0f} us" for millions, seconds in points)
-            print(f"\n{way}: time ~ size^{slope(points):.3f}; per million parameters: {per_million}")

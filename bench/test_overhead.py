@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from bdfast import ops
-from bench.compare import OURS, interleaved, rows_of
+from bench.compare import OURS
 
 TENSORS = 62
-CALLS = 200
+CALLS = 2000
+OVERHEAD = "a call on 62 tiny tensors"
 
 
 def calls() -> dict[str, object]:
@@ -25,19 +26,6 @@ def calls() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("op", calls())
-def test_overhead(benchmark, capsys, op):
+def test_overhead(compare, op):
     call = calls()[op]
-
-    def many() -> None:
-        for _ in range(CALLS):
-            call()
-
-    many()
-    if benchmark.disabled:
-        benchmark(call)
-        return
-    times = interleaved({OURS: many}, 15)
-    row = rows_of(op, f"{TENSORS} tensors of one number", torch.float32, times, 1)[0]
-    benchmark.pedantic(call, rounds=3)
-    with capsys.disabled():
-        print(f"\n{op}, {TENSORS} tensors of one number: {row.p50 / CALLS * 1e6:.1f} us a call")
+    compare(OVERHEAD, op, {OURS: call}, moved=0, rounds=CALLS, gate=lambda ways: None)

@@ -2,6 +2,8 @@
 
 The gradients are given; between the two halves of a step a backward pass would write the second ones. The published
 ways are plain transcriptions of their loops: a copy of the model, Python over the parameters, a tensor per operation.
+"foreach" keeps its arguments and makes new tensors, as torch's optimizers do; "foreach in place" makes as few as it
+can, keeps the place of the saved weights as bdfast does, and spends the gradients.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from bdfast import ops
 from bench import lists
-from bench.compare import OURS, assert_close, copy_one
+from bench.compare import COPYING, OURS, assert_close, same_results
 
 RHO, ALPHA, LR, MOMENTUM, DECAY, EPS = 0.05, 0.7, 0.01, 0.9, 5e-4, 1e-12
 Lists = dict[str, list[Tensor]]
@@ -40,6 +42,14 @@ def foreach_update(params: list[Tensor], gradients: list[Tensor], buffers: list[
     torch._foreach_add_(params, buffers, alpha=-LR)
 
 
+def update_in_place(params: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], decay: float) -> None:
+    if decay:
+        torch._foreach_add_(gradients, params, alpha=decay)
+    torch._foreach_mul_(buffers, MOMENTUM)
+    torch._foreach_add_(buffers, gradients)
+    torch._foreach_add_(params, buffers, alpha=-LR)
+
+
 def tsbd_published(params, first, second, buffers, end) -> None:
     """Both passes on a deep copy; gradients cloned, mixed into a new list, and put back."""
     copy = [param.clone() for param in params]
@@ -61,26 +71,19 @@ def tsbd_foreach(params, first, second, buffers, end) -> None:
     foreach_update(params, torch._foreach_lerp(first, second, ALPHA), buffers, 0)
 
 
-class Ours:
-    """A step with bdfast: the saved weights have one place, from the first step on."""
-
-    def __init__(self) -> None:
-        self.saved: list[Tensor] = []
-        self.norm: Tensor | None = None
-
-    def __call__(self, params, first, second, buffers, end) -> None:
-        if not self.saved:
-            self.saved = [torch.empty_like(param) for param in params]
-        self.step(params, first, second, buffers, end)
-
-    def step(self, params, first, second, buffers, end) -> None:
-        raise NotImplementedError
+def tsbd_in_place(saved, params, first, second, buffers, end) -> None:
+    norms = torch._foreach_norm(first)
+    torch._foreach_copy_(saved, params)
+    for param, gradient, norm in zip(params, first, norms, strict=True):
+        param.add_(gradient, alpha=RHO / (float(norm) + EPS))
+    torch._foreach_copy_(params, saved)
+    torch._foreach_lerp_(second, first, 1 - ALPHA)
+    update_in_place(params, second, buffers, 0)
 
 
-class TsbdOurs(Ours):
-    def step(self, params, first, second, buffers, end) -> None:
-        ops.perturb_(params, first, self.saved, rho=RHO, scope="tensor")
-        ops.sharp_step_(params, self.saved, second, buffers, lr=LR, momentum=MOMENTUM, first_grads=first, alpha=ALPHA)
+def tsbd_ours(saved, params, first, second, buffers, end) -> None:
+    ops.perturb_(params, first, saved, rho=RHO, scope="tensor")
+    ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, first_grads=first, alpha=ALPHA)
 
 
 def ftsam_published(params, first, second, buffers, end) -> None:
@@ -116,10 +119,19 @@ def ftsam_foreach(params, first, second, buffers, end) -> None:
     foreach_update(params, second, buffers, DECAY)
 
 
-class FtsamOurs(Ours):
-    def step(self, params, first, second, buffers, end) -> None:
-        ops.perturb_(params, first, self.saved, rho=RHO, mode="asam")
-        ops.sharp_step_(params, self.saved, second, buffers, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+def ftsam_in_place(saved, params, first, second, buffers, end) -> None:
+    torch._foreach_copy_(saved, params)
+    steps = torch._foreach_mul(params, first)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_mul_(steps, params)
+    torch._foreach_add_(params, steps, alpha=float(RHO / (norm + EPS)))
+    torch._foreach_copy_(params, saved)
+    update_in_place(params, second, buffers, DECAY)
+
+
+def ftsam_ours(saved, params, first, second, buffers, end) -> None:
+    ops.perturb_(params, first, saved, rho=RHO, mode="asam")
+    ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 
 
 def pam_published(params, first, second, buffers, end) -> None:
@@ -146,51 +158,70 @@ def pam_foreach(params, first, second, buffers, end) -> None:
     foreach_update(params, second, buffers, 0)
 
 
-class PamOurs(Ours):
+def pam_in_place(saved, params, first, second, buffers, end) -> None:
+    torch._foreach_copy_(saved, params)
+    steps = torch._foreach_sub(end, params)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_add_(params, steps, alpha=float(RHO / (norm + EPS)))
+    torch._foreach_copy_(params, saved)
+    update_in_place(params, second, buffers, 0)
+
+
+class PamOurs:
     """The distance that one step ends at is the norm that the next one starts with."""
 
-    def step(self, params, first, second, buffers, end) -> None:
-        ops.perturb_(params, end, self.saved, rho=RHO, mode="path", norm=self.norm)
-        squared = ops.sharp_step_(params, self.saved, second, buffers, lr=LR, momentum=MOMENTUM, reference=end)
+    def __init__(self) -> None:
+        self.norm: Tensor | None = None
+
+    def __call__(self, saved, params, first, second, buffers, end) -> None:
+        ops.perturb_(params, end, saved, rho=RHO, mode="path", norm=self.norm)
+        squared = ops.sharp_step_(params, saved, second, buffers, lr=LR, momentum=MOMENTUM, reference=end)
         self.norm = squared.sqrt()
 
 
 Step = Callable[..., None]
-# Bytes that each parameter costs at the least, ours, and the others.
-STEPS: dict[str, tuple[int, type[Ours], Step, Step]] = {
-    "TSBD step": (44, TsbdOurs, tsbd_published, tsbd_foreach),
-    "FT-SAM step": (44, FtsamOurs, ftsam_published, ftsam_foreach),
-    "PAM step": (40, PamOurs, pam_published, pam_foreach),
+# Bytes that each parameter costs at the least; the published step, torch's, torch's in place, and ours.
+STEPS: dict[str, tuple[int, Step, Step, Step, Callable[[], Step]]] = {
+    "TSBD step": (44, tsbd_published, tsbd_foreach, tsbd_in_place, lambda: tsbd_ours),
+    "FT-SAM step": (44, ftsam_published, ftsam_foreach, ftsam_in_place, lambda: ftsam_ours),
+    "PAM step": (40, pam_published, pam_foreach, pam_in_place, PamOurs),
 }
 
 
 @pytest.mark.parametrize("case", [*lists.NETWORKS, lists.PATHOLOGICAL])
 @pytest.mark.parametrize("step", STEPS)
 def test_step(compare, step, case):
-    bytes_each, kind, published, foreach = STEPS[step]
-    state, ours = fresh(case), kind()
-    elements = lists.elements(case)
+    bytes_each, published, foreach, in_place, make_ours = STEPS[step]
+    state = fresh(case)
+    spent = {**state, "second": lists.copies(state["second"])}
+    saved: list[Tensor] = []
+    ours = make_ours()
+
+    def with_saved(way: Step, state: Lists) -> None:
+        if not saved:  # made by the first step, so that it is counted
+            saved.extend(torch.empty_like(param) for param in state["params"])
+        way(saved, **state)
+
+    def run_ours() -> None:
+        with_saved(ours, state)
+
+    ways = {
+        OURS: run_ours,
+        "published": lambda: published(**state),
+        "foreach": lambda: foreach(**state),
+        "foreach in place": lambda: with_saved(in_place, spent),
+    }
 
     def gate(ways):
-        start = {kind: lists.copies(state[kind]) for kind in ("params", "buffers")}
-        results = {}
-        for name, way in ways.items():
-            for key, tensors in start.items():
-                torch._foreach_copy_(state[key], tensors)
-            ours.norm = None
-            way()
-            results[name] = lists.copies(state["params"] + state["buffers"])
-        assert_close(results)
+        torch._foreach_copy_(spent["second"], state["second"])
+        assert_close(same_results(ways, [*state["params"], *state["buffers"]]))
 
     compare(
         step,
         case,
-        {
-            OURS: lambda: ours(**state),
-            "published": lambda: published(**state),
-            "foreach": lambda: foreach(**state),
-        },
-        moved=bytes_each * elements,
-        memory=copy_one(elements, torch.float32),
+        ways,
+        moved=bytes_each * lists.elements(case),
+        memory=COPYING,
+        elements=lists.elements(case),
         gate=gate,
     )
