@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/installed
 NATIVE := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench gpu-check clean
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 # Debian ships python3 without venv; virtualenv from PyPI then does the same without root.
 $(BIN)/python:
@@ -44,6 +44,13 @@ format: $(INSTALLED) ## Format everything in place
 
 bench: $(INSTALLED) ## Timings against the published way of doing it
 	$(BIN)/python -m bench
+
+gpu-check: $(BIN)/python ## On a machine with a GPU: build, test and time everything there
+	$(BIN)/python -m pip install --quiet 'torch>=2.13' torchvision 'setuptools>=77' ninja
+	BDFAST_CUDA=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	BDFAST_REQUIRE=cpu,cuda,triton $(BIN)/pytest -m gpu -rs
+	BDFAST_BENCH_DEVICE=cuda $(BIN)/python -m bench -k "test_op or test_step"
+	BDFAST_BENCH_DEVICE=cuda BDFAST_BACKEND=triton $(BIN)/python -m bench -k "test_op or test_step"
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) $(VENV)-bootstrap build dist *.egg-info bdfast/_C*.so demo-output .pytest_cache .mypy_cache .ruff_cache .coverage

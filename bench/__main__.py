@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import show
+from bench.lists import DEVICE
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+ROWS = RESULTS / ("gpu.jsonl" if DEVICE == "cuda" else "cpu.jsonl")
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--benchmark-enable", "--benchmark-disable-gc")
 # Copies of more than 4 MB past the caches, which glibc by itself does only for copies as large as the last cache. It
 # is what the memory can do, which is what the others are measured against.
@@ -56,14 +58,14 @@ def main() -> None:
             progress.advance(task)
         rows = show.read(rows_file) if rows_file.exists() else []
     if rows:
-        show.record(rows, RESULTS / "cpu.jsonl")
+        show.record(rows, ROWS)
         console.print(show.table(rows))
         for name, points in show.growing(rows).items():
             each = ", ".join(f"{millions} M {seconds / millions * 1e6:.0f} us" for millions, seconds in points)
             console.print(f"{name}: time ~ size^{show.exponent(points):.3f}; per million parameters: {each}")
-        for figure in show.figures(rows, RESULTS):
+        for figure in show.figures(rows, RESULTS / "gpu" if DEVICE == "cuda" else RESULTS):
             console.print(f"drawn: {figure}")
-        console.print(f"appended to {RESULTS / 'cpu.jsonl'}")
+        console.print(f"appended to {ROWS}")
     for case, output in failed.items():
         console.print(f"[bold red]failed:[/] {case}")
         console.print(output[-3000:], markup=False)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from bench.lists import DEVICE
+
 OURS = "bdfast"
 MEMORY = "memory alone"
 
@@ -60,8 +62,20 @@ def environment() -> dict[str, object]:
         "commit": subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip(),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def wait() -> None:
+    """Until everything that was started has happened."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _processor() -> str:
@@ -84,8 +98,10 @@ def interleaved(ways: Mapping[str, Way], rounds: int, prepare: Way | None = None
             for name in names[shift:] + names[:shift]:
                 if prepare is not None:
                     prepare()
+                wait()
                 start = time.perf_counter()
                 ways[name]()
+                wait()
                 times[name].append(time.perf_counter() - start)
     finally:
         gc.enable()
@@ -123,8 +139,13 @@ QUANTILES = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
 
 
 def extra_memory(way: Way) -> int | None:
-    """The most memory that the process held during one call beyond what it held before; None where Linux is not."""
+    """The most memory that was held during one call beyond what was held before; None where Linux is not."""
     gc.collect()
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        return torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed goes back, or it would be used again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
@@ -148,9 +169,11 @@ def memory_alone(kind: str, elements: int, dtype: torch.dtype) -> tuple[Way, int
     """Reading two arrays or copying one of this size as fast as the memory gives them, and the bytes of it."""
     size = elements * dtype.itemsize
     # As bytes they are long enough for any dtype; sums of 16-bit floats would be bound by their arithmetic.
-    first, second = (torch.ones(-(-size // 4), dtype=torch.float32) for _ in range(2))
+    first, second = (torch.ones(-(-size // 4), dtype=torch.float32, device=DEVICE) for _ in range(2))
     if kind == READING:
         return lambda: torch.dot(first, second), 2 * size
+    if DEVICE == "cuda":
+        return lambda: second.copy_(first), 2 * size
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)
     bounds = [size * i // threads for i in range(threads + 1)]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ NETWORKS = {
     "ViT-B/16": "vit_b_16",
     "ViT-L/16": "vit_l_16",
 }
+# Where everything runs: "cpu", or "cuda" for `make gpu-check`.
+DEVICE = os.environ.get("BDFAST_BENCH_DEVICE", "cpu")
+
 PATHOLOGICAL = "300 tiny and a huge one"
 
 Shape = tuple[int, ...]
@@ -41,7 +45,8 @@ def random_tensors(
     shapes: Sequence[Shape], seed: int, *, dtype: torch.dtype = torch.float32, size: float = 0.05
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.empty(shape, dtype=dtype).normal_(0, size, generator=generator) for shape in shapes]
+    tensors = [torch.empty(shape, dtype=dtype).normal_(0, size, generator=generator) for shape in shapes]
+    return [x.to(DEVICE) for x in tensors]
 
 
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -49,6 +49,7 @@ def changes(case: str) -> tuple[list[Tensor], list[Tensor]]:
 def selected(xs: list[Tensor]) -> tuple[Tensor, list[Tensor], int]:
     """A mask over all neurons, its part for each tensor in its shape, and the number of selected sub-weights."""
     neurons = torch.rand(sum(len(x) for x in xs), generator=torch.Generator().manual_seed(2)) < SHARE
+    neurons = neurons.to(xs[0].device)
     masks = per_tensor(neurons, xs)
     return neurons, masks, sum(int(mask.sum()) * (x.numel() // len(x)) for mask, x in zip(masks, xs, strict=True))
 
@@ -105,7 +106,7 @@ def zero_changed_(case: str) -> Case:
     xs, refs = changes(case)
     params = lists.copies(refs)
     neurons, masks, _ = selected(xs)
-    tau = torch.tensor(0.01)
+    tau = torch.tensor(0.01, device=xs[0].device)
 
     def loop(params, xs, refs, masks, tau):
         for param, x, ref, mask in zip(params, xs, refs, masks, strict=True):
@@ -127,7 +128,8 @@ def zero_changed_(case: str) -> Case:
 
 def scale_neurons_(case: str) -> Case:
     params = lists.random_list(case, 0)
-    scale = -torch.ones(sum(len(param) for param in params))  # no run makes the weights smaller
+    # Factors of -1, so that no run makes the weights smaller than the one before.
+    scale = -torch.ones(sum(len(param) for param in params), device=params[0].device)
     factors = per_tensor(scale, params)
 
     def loop(params, factors):
