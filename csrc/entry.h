@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -31,7 +32,7 @@ class Entry {
   int64_t numel() const { return numel_; }
   int64_t size(int64_t d) const { return sizes_[d]; }
   int64_t stride(int64_t d) const { return strides_[d]; }
-  bool is_cpu() const { return device_type_ == aoti_torch_device_type_cpu(); }
+  int32_t device_type() const { return device_type_; }
   int32_t dtype_code() const { return dtype_; }
 
   bool is_contiguous() const {
@@ -47,6 +48,12 @@ class Entry {
   }
 
   bool has_strides_of(const Entry& other) const { return std::equal(strides_, strides_ + dim_, other.strides_); }
+
+  int32_t device_index() const {
+    int32_t index = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle_.get(), &index));
+    return index;
+  }
 
   const void* const_data_ptr() const {
     const void* data = nullptr;

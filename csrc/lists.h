@@ -41,7 +41,8 @@ inline ScalarType checked_dtype(const Entry& x) {
 
 // Lists of one length, dtype and device; entries of one shape and one order in memory, with dense rows. Lists that an
 // op does without are empty, but for the first.
-inline ScalarType check_lists(std::initializer_list<const List*> lists) {
+inline ScalarType check_lists(std::initializer_list<const List*> lists,
+                              int32_t device_type = aoti_torch_device_type_cpu()) {
   const List& first = **lists.begin();
   BDFAST_REFUSE_UNLESS(!first.empty());
   ScalarType dtype = checked_dtype(first[0]);
@@ -50,7 +51,7 @@ inline ScalarType check_lists(std::initializer_list<const List*> lists) {
     BDFAST_REFUSE_UNLESS(list->size() == first.size());
     for (size_t i = 0; i < first.size(); i++) {
       const Entry &x = (*list)[i], &lead = first[i];
-      BDFAST_REFUSE_UNLESS(x.is_cpu() && x.dtype_code() == first[0].dtype_code());
+      BDFAST_REFUSE_UNLESS(x.device_type() == device_type && x.dtype_code() == first[0].dtype_code());
       if (list == &first) {
         BDFAST_REFUSE_UNLESS(x.dim() > 0 && rows_are_dense(x));
       } else {
@@ -88,12 +89,12 @@ const T* vector_values(const Tensor& vector, ScalarType dtype, int64_t size) {
   return static_cast<const T*>(vector.const_data_ptr());
 }
 
-inline Tensor new_result(std::vector<int64_t> sizes, int32_t dtype) {
+inline Tensor new_result(std::vector<int64_t> sizes, int32_t dtype, int32_t device_type = aoti_torch_device_type_cpu(),
+                         int32_t device_index = 0) {
   std::vector<int64_t> strides(sizes.size(), 1);
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+                                                         strides.data(), dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
 

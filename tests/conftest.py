@@ -1,20 +1,29 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from bdfast.ops.backends import ORDER, backends, use_backend
 
-# Backends whose absence is an error and not a skip; set where they are known to be built.
+# What must not be missing: backends, "cuda-build", "emulator". Set where they are known to be there.
 REQUIRED = os.environ.get("BDFAST_REQUIRE", "").replace(",", " ").split()
 
 
+@pytest.fixture(scope="session")
+def skip_without() -> Callable[[str, str | None], None]:
+    """Skips the test for a reason, if there is one; fails it where that thing is required."""
+
+    def skip(name: str, reason: str | None) -> None:
+        if reason:
+            report = pytest.fail if name in REQUIRED else pytest.skip
+            report(f"{name}: {reason}")
+
+    return skip
+
+
 @pytest.fixture(params=ORDER["cpu"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, skip_without: Callable) -> Iterator[str]:
     """Runs the test under every backend for CPU tensors."""
-    status = backends()[request.param]
-    if not status.available:
-        report = pytest.fail if request.param in REQUIRED else pytest.skip
-        report(f"backend {request.param}: {status.reason}")
+    skip_without(request.param, backends()[request.param].reason)
     with use_backend(request.param):
         yield request.param

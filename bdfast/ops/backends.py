@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +50,37 @@ def _load_torch() -> dict[str, Kernel]:
 def _load_cpu() -> dict[str, Kernel]:
     from bdfast.ops import schema
 
+    _load_library()
+    return {op: getattr(torch.ops.bdfast_cpu, op).default for op in schema.SCHEMAS}
+
+
+def _load_cuda() -> dict[str, Kernel]:
+    from bdfast.ops import schema
+
+    _load_library()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("bdfast_cuda::neuron_norms", "CUDA"):
+        raise BackendUnavailable(
+            "this build has no CUDA kernels; install a CUDA toolkit and run "
+            "`BDFAST_CUDA=1 pip install --no-build-isolation .` in the source tree"
+        )
+    _require_gpu()
+    return {op: getattr(torch.ops.bdfast_cuda, op).default for op in schema.SCHEMAS}
+
+
+def _load_triton() -> dict[str, Kernel]:
+    if importlib.util.find_spec("triton") is None:
+        raise BackendUnavailable("Triton is not installed; it comes with the CUDA builds of torch")
+    _require_gpu()
+    if torch.version.hip or torch.cuda.get_device_capability() < (8, 0):
+        raise BackendUnavailable("the kernels need an NVIDIA GPU of compute capability 8.0 or newer")
+    try:
+        kernels = importlib.import_module("bdfast.kernels")
+    except ImportError as error:
+        raise BackendUnavailable(f"the Triton kernels do not load ({error}); install another triton") from error
+    return dict(kernels.KERNELS)
+
+
+def _load_library() -> None:
     try:
         importlib.import_module("bdfast._C")
     except ImportError as error:
@@ -56,17 +88,23 @@ def _load_cpu() -> dict[str, Kernel]:
             f"the native kernels do not load ({error}); install a C++ compiler and run "
             "`pip install --no-build-isolation .` in the source tree"
         ) from error
-    return {op: getattr(torch.ops.bdfast_cpu, op).default for op in schema.SCHEMAS}
 
 
-# A backend that has no entry here is named in ORDER, but is not part of this version.
-_LOADERS: dict[str, Callable[[], dict[str, Kernel]]] = {"torch": _load_torch, "cpu": _load_cpu}
+def _require_gpu() -> None:
+    if not torch.cuda.is_available():
+        raise BackendUnavailable("torch finds no GPU")
+
+
+_LOADERS: dict[str, Callable[[], dict[str, Kernel]]] = {
+    "torch": _load_torch,
+    "cpu": _load_cpu,
+    "cuda": _load_cuda,
+    "triton": _load_triton,
+}
 
 
 @functools.cache
 def _load(name: str) -> tuple[Mapping[str, Kernel], BackendStatus]:
-    if name not in _LOADERS:
-        return {}, BackendStatus(False, f"this version of bdfast has no {name} kernels")
     try:
         kernels = _LOADERS[name]()
     except BackendUnavailable as error:

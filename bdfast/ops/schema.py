@@ -28,7 +28,7 @@ SCHEMAS = {
         "float alpha, bool maximize) -> Tensor"
     ),
 }
-NATIVE_NAMESPACES = ("bdfast_cpu",)
+NATIVE_NAMESPACES = ("bdfast_cpu", "bdfast_cuda")
 
 
 def _neuron_norms_fake(xs: Sequence[Tensor], refs: Sequence[Tensor], ord: float) -> Tensor:

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "lists.h"
+#include "../lists.h"
 #include "memory.h"
 #include "split.h"
 

@@ -1,7 +1,7 @@
 // A list of tensors as rows (neurons), and how the work on them is cut into pieces for the threads.
 #pragma once
 
-#include "lists.h"
+#include "../lists.h"
 #include "split.h"
 
 namespace bdfast {

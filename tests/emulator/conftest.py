@@ -1,0 +1,19 @@
+import pytest
+from emulated import Emulated, built, missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "emulator":
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulator_is_here(skip_without) -> None:
+    skip_without("emulator", missing())
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory) -> Emulated:
+    """The CUDA kernels, compiled for the CPU."""
+    return built(tmp_path_factory.mktemp("emulated"))
