@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import lists, test_ops, test_steps
+from bench import lists, show, test_ops, test_steps
+from bench.compare import OURS
 from tests.static.cubins import ARCHITECTURES, Kernel, all_kernels
 
 BANDWIDTH = 3.0e12  # bytes per second, of an H100
 LAUNCH = 3e-6  # seconds
 NETWORKS = ("ResNet-50", "ViT-B/16", "ViT-L/16")
+MEASURED = Path(__file__).parent / "results" / "gpu.jsonl"  # by `make gpu-check`
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 
 # One launch of a `torch._foreach` op takes at most this many tensors, and so many pieces of so many elements.
@@ -141,17 +143,26 @@ def kernel_table(kernels: list[Kernel]) -> Iterable[str]:
             yield f"| `{name}` | {dtype} | " + " | ".join(cells) + " |"
 
 
+def measured(network: str) -> dict[str, str]:
+    """The last time of every op on a GPU, in microseconds, and of which; nothing where none was measured."""
+    rows = show.read(MEASURED) if MEASURED.exists() else []
+    found = [row for row in rows if row.case == network and row.way == OURS]
+    return {row.op: f"{row.p50 * 1e6:.0f} ({row.environment['machine']})" for row in found}
+
+
 def time_table(network: str) -> Iterable[str]:
     millions = lists.elements(network) / 1e6
     yield f"### {network}: {millions:.1f} M parameters in {len(lists.shapes(network))} tensors, float32"
     yield ""
     others = "launches, bytes, us"
-    yield f"| | launches | bytes per parameter | predicted, us | loop: {others} | foreach: {others} |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| | launches | bytes per parameter | predicted, us | measured, us | loop: {others} | foreach: {others} |"
+    yield "|---|---|---|---|---|---|---|"
+    times = measured(network)
     for op, ours, *rest in track(ops_on(network), description=network, total=len(LAUNCHES)):
         cells = [f"{c.launches}, {c.bytes / millions / 1e6:.0f}, {c.seconds() * 1e6:.0f}" for c in rest]
         each = ours.bytes / millions / 1e6
-        yield f"| {op} | {ours.launches} | {each:.1f} | {ours.seconds() * 1e6:.0f} | {' | '.join(cells)} |"
+        cells = [f"{ours.launches}", f"{each:.1f}", f"{ours.seconds() * 1e6:.0f}", times.get(op, "not yet"), *cells]
+        yield f"| {op} | {' | '.join(cells)} |"
     yield ""
 
 
