@@ -1,7 +1,9 @@
 """Timing several ways to do the same, fairly: one run, interleaved, behind a gate, beside the memory's own speed."""
 
 import ctypes
+import functools
 import gc
+import itertools
 import math
 import platform
 import re
@@ -165,24 +167,36 @@ READING = "reading two arrays"
 COPYING = "copying one array"
 
 
+# More than the caches hold: repeated, reading or copying goes through so much before it comes to the same bytes again.
+BEYOND_CACHES = 1 << 30
+
+
 def memory_alone(kind: str, elements: int, dtype: torch.dtype) -> tuple[Way, int]:
     """Reading two arrays or copying one of this size as fast as the memory gives them, and the bytes of it."""
     size = elements * dtype.itemsize
-    # As bytes they are long enough for any dtype; sums of 16-bit floats would be bound by their arithmetic.
-    first, second = (torch.ones(-(-size // 4), dtype=torch.float32, device=DEVICE) for _ in range(2))
+    # As float32 and bytes they do for any dtype; sums of 16-bit floats would be bound by their arithmetic.
+    pairs = [
+        [torch.ones(-(-size // 4), dtype=torch.float32, device=DEVICE) for _ in range(2)]
+        for _ in range(max(1, BEYOND_CACHES // (2 * size)))
+    ]
+    turns = itertools.cycle(pairs)
     if kind == READING:
-        return lambda: torch.dot(first, second), 2 * size
+        return lambda: torch.dot(*next(turns)), 2 * size
     if DEVICE == "cuda":
-        return lambda: second.copy_(first), 2 * size
+        return lambda: torch.Tensor.copy_(*next(turns)), 2 * size
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)
     bounds = [size * i // threads for i in range(threads + 1)]
 
-    def copy(part: int) -> None:
+    def copy_part(to: int, source: int, part: int) -> None:
         begin = bounds[part]
-        ctypes.memmove(second.data_ptr() + begin, first.data_ptr() + begin, bounds[part + 1] - begin)
+        ctypes.memmove(to + begin, source + begin, bounds[part + 1] - begin)
 
-    return lambda: list(pool.map(copy, range(threads))), 2 * size
+    def copy() -> None:
+        to, source = (x.data_ptr() for x in next(turns))
+        list(pool.map(functools.partial(copy_part, to, source), range(threads)))
+
+    return copy, 2 * size
 
 
 def same_results(ways: Mapping[str, Way], written: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:

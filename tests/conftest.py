@@ -5,7 +5,7 @@ import pytest
 
 from bdfast.ops.backends import ORDER, backends, use_backend
 
-# What must not be missing: backends, "cuda-build", "emulator". Set where they are known to be there.
+# What must not be missing: backends, "cuda-build", "emulator", "gpu". Set where they are known to be there.
 REQUIRED = os.environ.get("BDFAST_REQUIRE", "").replace(",", " ").split()
 
 

@@ -37,7 +37,7 @@ def run(
     kernel = backends.native(op, first[0]) if all(passed.values()) else None
     if kernel is not None:
         try:
-            result = kernel(*[passed.get(name, []) for name in lists], *args)
+            result = kernel(*[tensors or [] for tensors in lists.values()], *args)
         except (RuntimeError, TypeError, ValueError):
             pass  # explained below, or raised again
         else:
@@ -48,6 +48,7 @@ def run(
         return empty()
     copied = checks.make_rows_dense(passed, written)
     args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
+    # Of what was passed: it has dense rows by now.
     result = getattr(torch.ops.bdfast, op)(*[passed.get(name, []) for name in lists], *args)
     for original, dense in copied:
         original.copy_(dense)

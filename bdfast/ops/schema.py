@@ -6,6 +6,7 @@ code only implements. Arguments are checked by the public functions, not here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,11 +79,11 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 
 def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
     """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
-    for tensors in lists:
-        try:
-            torch.autograd.graph.increment_version(tensors)
-        except RuntimeError:  # asking every tensor first would cost as much as a small op
-            torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+    written = list(chain.from_iterable(lists))
+    try:
+        torch.autograd.graph.increment_version(written)
+    except RuntimeError:  # asking every tensor first would cost as much as a small op
+        torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:

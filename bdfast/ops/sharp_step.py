@@ -75,8 +75,14 @@ def sharp_step_(
                 f"{op}: {option} is {value:g} and {name} {'is missing' if needed else 'was passed'}, expected both or "
                 f"neither; {f'pass {name}' if needed else f'leave {name} out'} or change {option}."
             )
-    given = {"params": params, "saved": saved, "grads": grads, "momentum_buffers": momentum_buffers}
-    given |= {"first_grads": first_grads, "reference": reference}
+    given = {
+        "params": params,
+        "saved": saved,
+        "grads": grads,
+        "momentum_buffers": momentum_buffers,
+        "first_grads": first_grads,
+        "reference": reference,
+    }
     lists = {name: None if tensors is None else checks.as_list(op, name, tensors) for name, tensors in given.items()}
     written = ("params", "momentum_buffers")
 

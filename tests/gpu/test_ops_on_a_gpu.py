@@ -43,6 +43,11 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
+@pytest.fixture(autouse=True)
+def gpu_is_there(skip_without):
+    skip_without("gpu", None if torch.cuda.is_available() else "torch finds none")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_the_tests_of_the_ops(name, skip_without):
