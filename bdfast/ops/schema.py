@@ -79,11 +79,9 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 
 def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
     """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
-    written = list(chain.from_iterable(lists))
-    try:
-        torch.autograd.graph.increment_version(written)
-    except RuntimeError:  # asking every tensor first would cost as much as a small op
-        torch.autograd.graph.increment_version([x for x in written if not x.is_inference()])
+    torch.autograd.graph.increment_version(
+        list(chain.from_iterable(lists))
+    )  # inference tensors have none, and are left
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:
