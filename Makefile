@@ -9,7 +9,7 @@ NATIVE := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name
 .PHONY: help install demo test lint format bench gpu-check clean
 
 help: ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 # Debian ships python3 without venv; virtualenv from PyPI then does the same without root.
 $(BIN)/python:

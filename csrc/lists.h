@@ -89,6 +89,7 @@ const T* vector_values(const Tensor& vector, ScalarType dtype, int64_t size) {
   return static_cast<const T*>(vector.const_data_ptr());
 }
 
+// A number or a vector, not initialised.
 inline Tensor new_result(std::vector<int64_t> sizes, int32_t dtype, int32_t device_type = aoti_torch_device_type_cpu(),
                          int32_t device_index = 0) {
   std::vector<int64_t> strides(sizes.size(), 1);

@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,43 @@ def skip_without() -> Callable[[str, str | None], None]:
             report(f"{name}: {reason}")
 
     return skip
+
+
+OP_TESTS = (
+    "neuron_norms",
+    "kth_largest_change",
+    "zero_changed",
+    "scale_neurons",
+    "perturb",
+    "sharp_step",
+    "multi_tensor",
+    "streaming",
+)
+# Too few selected sub-weights are an error on the CPU, and NaN on a GPU, which is not kept waiting to tell.
+LEFT_OUT = "not out_of_range and not nothing_selected"
+IN_PLACE_OF_CPU = """
+from bdfast.ops import backends
+backends._LOADERS["cpu"] = lambda: kernels
+backends._load.cache_clear()
+import pytest, sys
+sys.exit(pytest.main(sys.argv[sys.argv.index("--") + 1 :]))
+"""
+
+
+@pytest.fixture
+def run_op_tests() -> Callable[..., None]:
+    """Runs the tests of the ops with other kernels for the CPU: those that this Python leaves in `kernels`."""
+
+    def run(python: str, *args: str) -> None:
+        tests = Path(__file__).parent
+        files = [str(tests / "ops" / f"test_{name}.py") for name in OP_TESTS]
+        options = ["-q", "-x", "-k", f"cpu and {LEFT_OUT}", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-c", python + IN_PLACE_OF_CPU, *args, "--", *options, *files]
+        ran = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True)
+        assert ran.returncode == 0, (ran.stdout + ran.stderr)[-6000:]
+        assert " passed" in ran.stdout
+
+    return run
 
 
 @pytest.fixture(params=ORDER["cpu"])

@@ -20,6 +20,8 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
 
     Returns:
         [] float32 on the device of `xs`: one of the changes. NaN counts as the largest, as in `torch.sort`.
+        Backends cuda and triton give NaN for a `q` beyond the selected sub-weights, as checking it would make the
+        host wait for the device.
 
     Raises:
         ValueError: `q` is out of range, a mask of another length, or lists that differ in length, shape,
@@ -29,7 +31,7 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
     Notes:
         Equal on all backends, to the bit. This is the threshold of the sub-weight reinitialisation in TSBD
         (Lin et al., NeurIPS 2024), with q = floor(m * sub-weights of the selected neurons).
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     op = "kth_largest_change"
     if isinstance(q, bool) or not isinstance(q, int):

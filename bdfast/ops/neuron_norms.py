@@ -32,7 +32,7 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
         whatever the thread count; backends differ by a few ulp. A NaN stays in its row. `ord=2` squares, so
         changes beyond 1e19 overflow to inf. With `ord=1` and the weights before and after unlearning this is
         the neuron weight change of TSBD (Lin et al., NeurIPS 2024), with gradients its neuron activeness.
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     if ord not in (1, 2, math.inf):
         raise ValueError(f"neuron_norms: ord is {ord!r}, expected 1, 2 or inf; choose one of these.")

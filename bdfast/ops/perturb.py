@@ -59,7 +59,7 @@ def perturb_(
     Notes:
         Sums in a fixed order: repeatable bit for bit on one backend and machine, whatever the thread count. 20 bytes
         per float32 parameter, 16 with `norm`, 24 for "asam" and "path".
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     op = "perturb_"
     checks.check_choice(op, "mode", mode, get_args(Mode))

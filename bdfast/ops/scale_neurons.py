@@ -28,7 +28,7 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     Notes:
         The product is taken in float32 and rounded once; equal on all backends, to the bit. As in any
         multiplication 0 times NaN or inf is NaN.
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     op = "scale_neurons_"
     lists = {"params": checks.as_list(op, "params", params)}

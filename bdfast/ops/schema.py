@@ -79,9 +79,7 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 
 def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
     """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
-    torch.autograd.graph.increment_version(
-        list(chain.from_iterable(lists))
-    )  # inference tensors have none, and are left
+    torch.autograd.graph.increment_version(list(chain.from_iterable(lists)))  # passes over inference tensors
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:

@@ -63,7 +63,7 @@ def sharp_step_(
     Notes:
         Computed in float32 and rounded once (float64 tensors in float64). 20 bytes per float32 parameter with momentum,
         4 more for `first_grads` and for `reference` each.
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     op = "sharp_step_"
     for name, tensors, needed, option, value in (

@@ -40,7 +40,7 @@ def zero_changed_(
 
     Notes:
         Equal on all backends, to the bit. The zero reinitialisation of TSBD (Lin et al., NeurIPS 2024).
-        Backends: cpu, torch.
+        Backends: cpu, cuda, triton, torch.
     """
     op = "zero_changed_"
     lists = {

@@ -9,18 +9,11 @@
 
 namespace bdfast {
 
-// The elements [begin, end) of entry `tensor` of the lists.
-struct Chunk {
-  int64_t tensor;
-  int64_t begin;
-  int64_t end;
-};
-
 // Entry i of N lists: the first elements, in the order of the lists; null where a list was left out.
 template <size_t N>
 struct FlatLists {
   std::vector<std::array<void*, N>> entries;
-  std::vector<Chunk> chunks;
+  std::vector<Piece> pieces;
   ScalarType dtype;
   bool streamed;  // whether what is written without having been read bypasses the caches
 };
@@ -35,18 +28,18 @@ FlatLists<N> make_flat(ScalarType dtype, const std::array<const List*, N>& lists
     }
     int64_t numel = (*lists[0])[i].numel();
     for (int64_t begin = 0; begin < numel; begin += kPieceElements) {
-      flat.chunks.push_back({static_cast<int64_t>(i), begin, std::min(numel, begin + kPieceElements)});
+      flat.pieces.push_back({static_cast<int64_t>(i), begin, std::min(numel, begin + kPieceElements)});
     }
   }
-  flat.streamed = count_elements(flat.chunks) * (dtype == ScalarType::Float ? 4 : 2) >= kStreamedBytes;
+  flat.streamed = count_elements(flat.pieces) * (dtype == ScalarType::Float ? 4 : 2) >= kStreamedBytes;
   return flat;
 }
 
-// Calls body(c) for every chunk.
+// Calls body(p) for every piece.
 template <size_t N, class Body>
-void for_chunks(const FlatLists<N>& flat, const Body& body) {
-  for_pieces(flat.chunks, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; c++) body(c);
+void for_each_piece(const FlatLists<N>& flat, const Body& body) {
+  for_pieces(flat.pieces, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; p++) body(p);
   });
 }
 

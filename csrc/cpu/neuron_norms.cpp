@@ -136,7 +136,7 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
   // Rows that were cut into several pieces, in the order of the pieces.
   double total = 0;
   for (size_t p = 0; p < pieces.size(); p++) {
-    const Block& block = blocks.list[pieces[p].block];
+    const Block& block = blocks.list[pieces[p].entry];
     if (pieces[p].end - pieces[p].begin >= block.columns) continue;
     total = combine(norm, pieces[p].begin % block.columns == 0 ? 0 : total, parts[p]);
     if (pieces[p].end % block.columns == 0) {

@@ -65,8 +65,8 @@ inline auto with_mode(Mode mode, F f) {
   return f(Constant<Mode::kSam>{});
 }
 
-BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* params, const void* dirs, int64_t begin,
-                                       int64_t n) {
+BDFAST_VECTORISED double squares_of_piece(Mode mode, ScalarType dtype, const void* params, const void* dirs,
+                                          int64_t begin, int64_t n) {
   return with_type(dtype, [=](auto type) {
     using E = decltype(type);
     using T = typename E::Stored;
@@ -77,7 +77,7 @@ BDFAST_VECTORISED double chunk_squares(Mode mode, ScalarType dtype, const void* 
   });
 }
 
-BDFAST_VECTORISED void chunk_step(Mode mode, ScalarType dtype, void* params, const void* dirs, void* saved,
+BDFAST_VECTORISED void step_piece(Mode mode, ScalarType dtype, void* params, const void* dirs, void* saved,
                                   bool streamed, int64_t begin, int64_t n, float factor) {
   with_type(dtype, [=](auto type) {
     using E = decltype(type);
@@ -98,14 +98,14 @@ BDFAST_VECTORISED void chunk_step(Mode mode, ScalarType dtype, void* params, con
 
 // The norms of all tensors, or the one of all, in float64.
 std::vector<double> measure(const FlatLists<kLists>& flat, Mode mode, bool per_tensor) {
-  std::vector<double> parts(flat.chunks.size());
-  for_chunks(flat, [&](int64_t c) {
-    const auto& [tensor, begin, end] = flat.chunks[c];
-    const auto& entry = flat.entries[tensor];
-    parts[c] = chunk_squares(mode, flat.dtype, entry[kParams], entry[kDirs], begin, end - begin);
+  std::vector<double> parts(flat.pieces.size());
+  for_each_piece(flat, [&](int64_t p) {
+    const auto& [index, begin, end] = flat.pieces[p];
+    const auto& entry = flat.entries[index];
+    parts[p] = squares_of_piece(mode, flat.dtype, entry[kParams], entry[kDirs], begin, end - begin);
   });
   std::vector<double> norms(per_tensor ? flat.entries.size() : 1);
-  for (size_t c = 0; c < parts.size(); c++) norms[per_tensor ? flat.chunks[c].tensor : 0] += parts[c];
+  for (size_t p = 0; p < parts.size(); p++) norms[per_tensor ? flat.pieces[p].entry : 0] += parts[p];
   for (double& norm : norms) norm = std::sqrt(norm);
   return norms;
 }
@@ -136,11 +136,11 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
     bool moving = norms[i] > 0 && std::isfinite(norms[i]);
     factors[i] = moving ? static_cast<float>(rho / (norms[i] + eps)) : 0.0f;
   }
-  for_chunks(flat, [&](int64_t c) {
-    const auto& [tensor, begin, end] = flat.chunks[c];
-    const auto& entry = flat.entries[tensor];
-    chunk_step(mode, flat.dtype, entry[kParams], entry[kDirs], entry[kSaved], flat.streamed, begin, end - begin,
-               factors[per_tensor ? tensor : 0]);
+  for_each_piece(flat, [&](int64_t p) {
+    const auto& [index, begin, end] = flat.pieces[p];
+    const auto& entry = flat.entries[index];
+    step_piece(mode, flat.dtype, entry[kParams], entry[kDirs], entry[kSaved], flat.streamed, begin, end - begin,
+               factors[per_tensor ? index : 0]);
   });
   return result;
 }

@@ -22,13 +22,6 @@ struct Blocks {
   int64_t rows;
 };
 
-// The elements [begin, end) of a block: some whole rows, or a part of one row.
-struct Piece {
-  int64_t block;
-  int64_t begin;
-  int64_t end;
-};
-
 inline Blocks make_blocks(const List& params, const List& xs, const List& refs) {
   const List& first = xs.empty() ? params : xs;
   Blocks blocks{{}, check_lists({&first, &params, &refs}), 0};

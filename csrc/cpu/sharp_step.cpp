@@ -71,7 +71,7 @@ inline auto with_kind(Momentum momentum, bool first, F f) {
   return first ? f(Kind<kNesterov, true>{}) : f(Kind<kNesterov, false>{});
 }
 
-BDFAST_VECTORISED double chunk_step(ScalarType dtype, const std::array<void*, kLists>& entry, int64_t begin, int64_t n,
+BDFAST_VECTORISED double step_piece(ScalarType dtype, const std::array<void*, kLists>& entry, int64_t begin, int64_t n,
                                     bool streamed, Momentum momentum, const Options& o) {
   return with_type(dtype, [=, &entry, &o](auto type) {
     using E = decltype(type);
@@ -108,10 +108,10 @@ Tensor sharp_step(const List& params, const List& saved, const List& grads, cons
                   static_cast<float>(weight_decay), static_cast<float>(alpha),    maximize ? -1.0f : 1.0f};
   Momentum kind = nesterov ? Momentum::kNesterov : Momentum::kPlain;
   if (momentum_buffers.empty()) kind = Momentum::kNone;
-  std::vector<double> parts(flat.chunks.size());
-  for_chunks(flat, [&](int64_t c) {
-    const auto& [tensor, begin, end] = flat.chunks[c];
-    parts[c] = chunk_step(flat.dtype, flat.entries[tensor], begin, end - begin, flat.streamed, kind, options);
+  std::vector<double> parts(flat.pieces.size());
+  for_each_piece(flat, [&](int64_t p) {
+    const auto& [index, begin, end] = flat.pieces[p];
+    parts[p] = step_piece(flat.dtype, flat.entries[index], begin, end - begin, flat.streamed, kind, options);
   });
   double squared_distance = 0;
   for (double part : parts) squared_distance += part;

@@ -13,21 +13,27 @@ namespace bdfast {
 // decide about the pieces, never the number of threads: what is combined in their order repeats bit for bit.
 constexpr int64_t kPieceElements = 32768;
 
-template <class P>
-int64_t count_elements(const std::vector<P>& pieces) {
+// The elements [begin, end) of an entry of the lists.
+struct Piece {
+  int64_t entry;
+  int64_t begin;
+  int64_t end;
+};
+
+inline int64_t count_elements(const std::vector<Piece>& pieces) {
   int64_t total = 0;
-  for (const P& piece : pieces) total += piece.end - piece.begin;
+  for (const Piece& piece : pieces) total += piece.end - piece.begin;
   return total;
 }
 
 // Calls body(first, last) on ranges of pieces, so that every thread has as many elements, however small some pieces
 // are; one thread alone where there is less than a piece of work for two.
-template <class P, class Body>
-void for_pieces(const std::vector<P>& pieces, const Body& body) {
+template <class Body>
+void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
   std::vector<int64_t> ends;
   ends.reserve(pieces.size());
   int64_t total = 0;
-  for (const P& piece : pieces) ends.push_back(total += piece.end - piece.begin);
+  for (const Piece& piece : pieces) ends.push_back(total += piece.end - piece.begin);
   int64_t shares = std::max<int64_t>(1, total / kPieceElements);
   torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
     auto pieces_before = [&](int64_t share) {

@@ -10,7 +10,7 @@ namespace bdfast {
 namespace cuda {
 
 constexpr int kMostLists = 6;
-// What a block of threads works on: some milliseconds of a GPU are a thousand of these, so that all of it is busy.
+// What a block of threads works on: a ResNet-18 is cut into 700 of these, enough for every multiprocessor of a GPU.
 constexpr int64_t kPieceElements = 16384;
 // A longer row is the work of several blocks.
 constexpr int64_t kLongestRow = 65536;

@@ -1,5 +1,5 @@
 import pytest
-from emulated import Emulated, built, missing
+from emulated import HERE, Emulated, compile_with_emulator, missing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,4 +16,6 @@ def emulator_is_here(skip_without) -> None:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> Emulated:
     """The CUDA kernels, compiled for the CPU."""
-    return built(tmp_path_factory.mktemp("emulated"))
+    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    compile_with_emulator(HERE / "harness.cpp", library)
+    return Emulated(library)

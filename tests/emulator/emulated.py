@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -79,6 +78,7 @@ class Emulated:
     """The kernels in a library of `compile_with_emulator`."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.library = ctypes.CDLL(str(path))
         self.library.emulator_error.restype = ctypes.c_char_p
         for name in ("take_launches", "uploads", "allocated"):
@@ -136,10 +136,3 @@ class Emulated:
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-@cache
-def built(folder: Path) -> Emulated:
-    """The kernels, compiled into this folder."""
-    compile_with_emulator(HERE / "harness.cpp", folder / "emulated.so")
-    return Emulated(folder / "emulated.so")

@@ -1,33 +1,27 @@
 """The tests of the ops once more, on a GPU: every list is carried there and back."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from bdfast import ops
 from bdfast.ops.backends import backends
 
-OPS = Path(__file__).parents[1] / "ops"
-FILES = ("neuron_norms", "kth_largest_change", "zero_changed", "scale_neurons", "perturb", "sharp_step", "multi_tensor")
-# Too few selected sub-weights give NaN on a GPU, as finding out would keep it waiting.
-LEFT_OUT = "not out_of_range and not nothing_selected"
-
-RUN = """
+KERNELS = """
 import sys
-import pytest, torch
+import torch
 from bdfast.ops import backends
-from bdfast.ops.schema import SCHEMAS
 
 def carried(kernel):
-    def to_gpu(x):
-        if isinstance(x, (list, tuple)):
-            return [to_gpu(y) for y in x]
-        return x.to("cuda") if isinstance(x, torch.Tensor) else x
-
     def run(*args):
+        moved_before = {}  # what stands in two lists is one tensor there too
+
+        def to_gpu(x):
+            if isinstance(x, (list, tuple)):
+                return [to_gpu(y) for y in x]
+            if not isinstance(x, torch.Tensor):
+                return x
+            return moved_before.setdefault(id(x), x.to("cuda"))
+
         there = [to_gpu(x) for x in args]
         result = kernel(*there)
         for here, moved in zip(args, there):
@@ -38,8 +32,6 @@ def carried(kernel):
     return run
 
 kernels = {op: carried(kernel) for op, kernel in backends._load(sys.argv[1])[0].items()}
-backends._LOADERS["cpu"] = lambda: kernels
-sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
@@ -50,12 +42,9 @@ def gpu_is_there(skip_without):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_the_tests_of_the_ops(name, skip_without):
+def test_the_tests_of_the_ops(name, skip_without, run_op_tests):
     skip_without(name, backends()[name].reason)
-    files = [str(OPS / f"test_{file}.py") for file in FILES]
-    command = [sys.executable, "-c", RUN, name, "-q", "-x", "-k", f"cpu and {LEFT_OUT}", *files]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-6000:]
+    run_op_tests(KERNELS, name)
 
 
 @pytest.mark.gpu

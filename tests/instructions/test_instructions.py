@@ -29,12 +29,12 @@ KEYS = (
     "Block block{nullptr, a.data(), b.data(), rows, columns, 0}; uint32_t* kept = static_cast<uint32_t*>(c.data()); "
     "int64_t above = 0; keep_inside(dtype, block, 0, kElements, {0x3e000000, 0x3e100000}, kept, above); sink = above"
 )
-SQUARES = "sink = chunk_squares(Mode::kSam, dtype, a.data(), b.data(), 0, kElements)"
-PERTURB = "chunk_step(Mode::kSam, dtype, a.data(), b.data(), c.data(), true, 0, kElements, 0.1f)"
+SQUARES = "sink = squares_of_piece(Mode::kSam, dtype, a.data(), b.data(), 0, kElements)"
+PERTURB = "step_piece(Mode::kSam, dtype, a.data(), b.data(), c.data(), true, 0, kElements, 0.1f)"
 STEP = (
     "std::array<void*, kLists> entry{a.data(), b.data(), c.data(), d.data(), e.data(), nullptr}; "
     "Options options{0.1f, 0.9f, 1.0f, 1e-4f, 0.7f, 1.0f}; "
-    "sink = chunk_step(dtype, entry, 0, kElements, true, Momentum::kPlain, options)"
+    "sink = step_piece(dtype, entry, 0, kElements, true, Momentum::kPlain, options)"
 )
 
 # Kernel, call, columns of a row, whether in bfloat16, most instructions for 1,000 elements.
