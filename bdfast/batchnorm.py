@@ -20,7 +20,8 @@ from bdfast.modes import preserved_modes
 Policy = Literal["at_theta", "official", "frozen", "recalibrate"]
 """When a method that makes several passes a step moves the running statistics:
 
-* `at_theta`: in the first pass, at the weights that the step starts from, and in no other.
+* `at_theta`: in the first pass, at the weights that the step starts from, and in no other. A method without a pass
+  there makes one, without gradients.
 * `official`: as the published code does it; each method says what that is.
 * `frozen`: never; BatchNorm normalises with its running statistics (eval mode) throughout.
 * `recalibrate`: never during the passes; they are estimated anew on the clean set after the last epoch.

@@ -39,12 +39,14 @@ class GuidedLoss:
         teacher: The model as it was handed in; only read.
         distill: Share of the teacher, in [0, 1].
         overlay: See `bdfast.data.augment.overlaid`; for batches that are (images, ...).
+        label_smoothing: Share of the label that is spread over all classes.
     """
 
     run: Run
     teacher: nn.Module
     distill: float
     overlay: float
+    label_smoothing: float = 0.0
 
     def prepare(self, batch: Batch) -> GuidedBatch:
         """Ask the teacher about the batch, then overlay its images."""
@@ -61,7 +63,7 @@ class GuidedLoss:
         with self._autocast():
             logits, targets = self.run.forward(model, guided.batch)
         logits = logits.float()
-        loss = F.cross_entropy(logits, targets)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if guided.guidance is not None:
             distance = F.kl_div(
                 F.log_softmax(logits / TEMPERATURE, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from bdfast import layout
 from bdfast.data.augment import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.defenses import METHODS, Defense, PurifyResult
@@ -21,7 +23,7 @@ from bdfast.journal import Journal, fingerprint
 from bdfast.modes import eval_mode, preserved_modes
 from bdfast.names import nearest
 from bdfast.progress import Bars, Progress, Silent
-from bdfast.training import Augment, Run, seeded
+from bdfast.training import Augment, Run, computes_in_bfloat16, seeded
 
 AUGMENTATION = Augmentation()
 
@@ -38,6 +40,7 @@ def purify(
     batch_size: int = 256,
     augment: Augment | None = AUGMENTATION,
     amp: bool = True,
+    channels_last: bool = True,
     forward: Forward = default_forward,
     **options: Any,
 ) -> PurifyResult:
@@ -60,6 +63,8 @@ def purify(
         augment: Applied to the images of every training batch of (images, ...). The default shifts images by a few
             pixels; None is for data that is augmented already.
         amp: Compute the forward passes in bfloat16 where the device has instructions for it.
+        channels_last: Lay the weights out with their channels innermost meanwhile, where convolutions are faster so.
+            The first row of the history says what was done of the two.
         forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
         **options: Fields of the method's dataclass, by name.
 
@@ -80,12 +85,19 @@ def purify(
     started = perf_counter()
     run = Run(seed=seed, forward=forward, augment=augment, amp=amp, progress=_progress(progress))
     if workdir is not None:
-        description = f"{defense!r} {seed=} {augment=} {amp=} samples={len(batches)} batch_size={batches.batch_size}"
+        size = f"samples={len(batches)} batch_size={batches.batch_size}"
+        description = f"{defense!r} {seed=} {augment=} {amp=} {channels_last=} {size}"
         run.journal = Journal(Path(workdir), fingerprint(model, description))
     target = model if inplace else copy.deepcopy(model)
+    channels_last = channels_last and layout.channels_last_pays(model, device, amp)
+    precision = "bfloat16" if amp and computes_in_bfloat16(device) else "as the weights"
+    run.history.append(
+        {"stage": "setup", "device": device.type, "precision": precision, "channels_last": channels_last}
+    )
     before = copy.deepcopy(model.state_dict()) if inplace else None
     try:
-        with preserved_modes(target), seeded(seed, device):
+        lay_out = layout.channels_last(target) if channels_last else nullcontext()
+        with preserved_modes(target), lay_out, seeded(seed, device):
             outcome = defense.run(target, batches, run)
     except BaseException:
         if before is not None:
@@ -95,11 +107,12 @@ def purify(
         parameter.grad = None
     return PurifyResult(
         model=target,
-        method=next(name for name, cls in METHODS.items() if isinstance(defense, cls)),
+        method=next(name for name, cls in METHODS.items() if type(defense) is cls),
         scores=outcome.scores,
         neurons=outcome.neurons,
         history=run.history,
         options={**asdict(defense), **outcome.chosen, "seed": seed},
+        found=outcome.found,
         seconds=perf_counter() - started,
     )
 

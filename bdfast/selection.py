@@ -11,8 +11,24 @@ clean set costs accuracy whatever the strength, and the full one gives it back (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import nn
+
+from bdfast.batchnorm import recalibrate
+from bdfast.data.batches import Batches
+from bdfast.training import Run, derived_seed
+
+PROBE_EPOCHS = 6
+"""Epochs of the fine-tuning in a probe."""
+
+TUNED_ON = 0.75
+"""Share of the clean images that a probe is tuned on; the others judge it."""
+
+Attempt = Callable[[float, nn.Module, Batches, str], None]
+"""(strength, model, images, stage): a short purification of the model, in place, of that strength."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +61,40 @@ def strongest_within(ladder: Sequence[float], probe: Callable[[float], float], *
         else:
             high = middle
     return Choice(ladder[low - 1], probes, floor)
+
+
+def choose_strength(
+    option: str,
+    ladder: Sequence[float],
+    attempt: Attempt,
+    model: nn.Module,
+    clean: Batches,
+    run: Run,
+    *,
+    max_accuracy_drop: float,
+) -> float:
+    """The strongest value of `option` within the budget, by probes on clean images; each leaves a row in the history.
+
+    Args:
+        option: Name of the option that is the method's strength.
+        ladder: Its values, weak to strong.
+        attempt: Purifies a copy of `model` on the images that it is given, with `PROBE_EPOCHS` of fine-tuning.
+        model: The network as it was handed in; only read.
+        clean: The clean set.
+        run: Seed, history and journal.
+        max_accuracy_drop: The budget, as a fraction.
+    """
+    tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "split"))
+
+    def probe(value: float) -> float:
+        candidate = copy.deepcopy(model)
+        attempt(value, candidate, tuning, f"probe {option}={value:g}")
+        recalibrate(candidate, tuning.ordered(), run.forward)
+        return run.accuracy(candidate, held_out)
+
+    choice = strongest_within(ladder, probe, max_accuracy_drop=max_accuracy_drop)
+    for value, accuracy in sorted(choice.probes.items()):
+        kept, chosen = accuracy >= choice.floor, value == choice.strength
+        row = {"stage": "probe", "option": option, "value": value, "accuracy": accuracy, "kept": kept, "chosen": chosen}
+        run.history.append(row)
+    return choice.strength

@@ -68,6 +68,8 @@ class Run:
         epochs: int,
         lr: Callable[[int], float] | None = None,
         stop: Callable[[float], bool] | None = None,
+        validate: Callable[[], float] | None = None,
+        patience: int | None = None,
         record: bool = True,
     ) -> float:
         """Run a stage: up to `epochs` passes over `batches`, or until `stop(accuracy)`.
@@ -85,6 +87,8 @@ class Run:
             lr: Learning rate of each epoch, counted from 0; that of the optimizer when left out.
             stop: Asked after every step with the accuracy of the last `RECENT` batches, as the steps saw them; True
                 ends the stage there, most often well before `epochs`, so that these say nothing about the time left.
+            validate: Asked after every epoch for the accuracy on held-out images; "held_out" in the history.
+            patience: Ends the stage after this many epochs in which `validate` gave no new best.
             record: Put the epochs into the history.
 
         Returns:
@@ -104,6 +108,10 @@ class Run:
                 state["epoch"] += 1
                 row, stopped = self._epoch(stage, state["epoch"], model, batches, step, state["recent"], stop)
                 state["rows"].append(row)
+                if validate is not None:
+                    row["held_out"] = validate()
+                    held_out = [earlier["held_out"] for earlier in state["rows"]]
+                    stopped |= patience is not None and len(held_out) - held_out.index(max(held_out)) > patience
                 state["finished"] = stopped or state["epoch"] == epochs
                 if self.journal:
                     weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -150,6 +158,15 @@ class Run:
             "seconds": perf_counter() - started,
         }
         return row, stopped
+
+    def once(self, stage: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` returns, or returned in an earlier call with the same journal."""
+        stored = self.journal.load(stage) if self.journal else None
+        if stored is None:
+            stored = compute()
+            if self.journal:
+                self.journal.save(stage, stored)
+        return stored
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """bfloat16 for the forward passes of a step, where `amp` is on and the device computes in it."""

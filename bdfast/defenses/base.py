@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,18 +23,27 @@ class Outcome:
         scores: What the method measured of every neuron.
         neurons: [R] bool, the neurons that it reset.
         chosen: Options that the method chose itself, by name.
+        found: What else it found out, such as the target label; fit for JSON.
     """
 
     scores: NeuronScores
     neurons: torch.Tensor
     chosen: dict[str, Any]
+    found: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Defense(ABC):
-    """A purification method; the fields of a subclass are its options."""
+    """A purification method; the fields of a subclass are its options.
+
+    Attributes:
+        strength: The option that says how hard the method hits, where `bdfast.selection` may choose it; else empty.
+        ladder: Its values to choose from, weak to strong.
+    """
 
     paper: ClassVar[str]
+    strength: ClassVar[str] = ""
+    ladder: ClassVar[Sequence[float]] = ()
 
     @abstractmethod
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:

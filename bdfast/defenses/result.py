@@ -25,9 +25,10 @@ class PurifyResult:
         method: Name of the defense.
         scores: What the defense measured of every neuron.
         neurons: [R] bool, the neurons that it reset, in the order of `scores`.
-        history: One row per epoch or probe: "stage", "epoch", "accuracy", "loss", "seconds", and for probes the
-            setting, "kept" (within the accuracy budget) and "chosen".
+        history: A first row with "stage" "setup", then one per epoch or probe: "stage", "epoch", "accuracy", "loss",
+            "seconds", and for probes "option" and "value", "kept" (within the accuracy budget) and "chosen".
         options: Every option of the method with the value that was used, chosen ones included.
+        found: What else the method found out, by name, such as the target label of a trigger that it inverted.
         seconds: Wall-clock time of the purification.
     """
 
@@ -37,6 +38,7 @@ class PurifyResult:
     neurons: torch.Tensor
     history: list[dict[str, Any]]
     options: dict[str, Any]
+    found: dict[str, Any]
     seconds: float
 
     def save(self, folder: str | os.PathLike[str], *, description: str | None = None) -> None:
@@ -53,6 +55,7 @@ class PurifyResult:
             {
                 "method": self.method,
                 "options": self.options,
+                "found": self.found,
                 "seconds": self.seconds,
                 "neurons_reset": int(self.neurons.sum()),
                 "neurons": len(self.scores),

@@ -122,7 +122,7 @@ def rows_are_dense(x: Tensor) -> bool:
     if x.is_contiguous():
         return True
     columns = x.numel() // x.shape[0]
-    return (x.shape[0] == 1 or x.stride(0) == columns) and _span(_strides(x[0])) == columns
+    return (x.shape[0] == 1 or x.stride(0) == columns) and _span(strides(x[0])) == columns
 
 
 def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tensor, Tensor]]:
@@ -141,7 +141,7 @@ def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Ten
     return copied
 
 
-def _strides(x: Tensor) -> list[tuple[int, int]]:
+def strides(x: Tensor) -> list[tuple[int, int]]:
     """(stride, size) of the dimensions in which there is a step to make."""
     return [(stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
 
@@ -158,7 +158,7 @@ def _span(strides: list[tuple[int, int]]) -> int | None:
 
 def _may_overlap(x: Tensor) -> bool:
     reach = 1
-    for stride, size in sorted(_strides(x)):
+    for stride, size in sorted(strides(x)):
         if stride < reach:
             return True
         reach += stride * (size - 1)
@@ -169,7 +169,7 @@ def _check_strides(op: str, lists: Lists) -> None:
     first_name, first = next(iter(lists.items()))
     for name, tensors in lists.items():
         for i, (x, expected) in enumerate(zip(tensors, first, strict=True)):
-            if _strides(x) != _strides(expected):
+            if strides(x) != strides(expected):
                 raise ValueError(
                     f"{op}: {name}[{i}] has strides {x.stride()}, expected {expected.stride()} like "
                     f"{first_name}[{i}]; call .contiguous() on both, or give both one memory format."

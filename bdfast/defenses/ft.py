@@ -1,0 +1,40 @@
+"""FT: plain fine-tuning, the baseline of all others."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from bdfast.data.batches import Batches
+from bdfast.defenses.base import Outcome
+from bdfast.defenses.fine_tuning import FineTuning, moved
+from bdfast.training import Run
+
+
+@dataclass(frozen=True)
+class FT(FineTuning):
+    """Plain fine-tuning on the clean images, without a teacher or overlays: what every defense is compared with.
+
+    It leaves most backdoors alive; BackdoorBench (Wu et al., NeurIPS 2022), method "ft".
+    """
+
+    paper: ClassVar[str] = "Wu et al., BackdoorBench, NeurIPS 2022, arXiv 2206.12654"
+
+    lr: float = 0.01
+    distill: float = 0.0
+    overlay: float = 0.0
+
+    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
+        """Purify `model` in place; see `Defense.run`."""
+        given = copy.deepcopy(model)
+        self.fine_tune(model, given, clean, run, "fine-tune")
+        return moved(model, given, {}, {})
+
+    def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
+        """SGD."""
+        params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -1,0 +1,127 @@
+"""FT-SAM: fine-tuning at the worst weights nearby."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.data.batches import Batches
+from bdfast.defenses.base import Outcome
+from bdfast.defenses.fine_tuning import FineTuning, moved
+from bdfast.sharpness import SAM
+from bdfast.sharpness.lists import euclidean, norms
+from bdfast.sharpness.optimizer import Group
+from bdfast.training import Run
+
+EPS = 1e-12
+PERIOD = 100
+"""Steps in which the published code's cosine falls to zero; it then rises again for as many."""
+
+
+@dataclass(frozen=True)
+class FTSAM(FineTuning):
+    """Zhu et al., "Enhancing fine-tuning based backdoor defense with sharpness-aware minimization" (ICCV 2023,
+    arXiv 2304.11823).
+
+    Fine-tuning with adaptive SAM: what a backdoor needs are weights of large norm, which plain fine-tuning hardly
+    moves and which the adaptive perturbation moves most.
+
+    Attributes:
+        rho: Radius of the perturbation; left out, `bdfast.selection` chooses it from clean data; published: 2 on
+            CIFAR-10, 8 on GTSRB and Tiny ImageNet, at a tenth of this lr.
+        adaptive: Perturb each weight in proportion to its square (ASAM).
+        rho_min: What rho falls to, in proportion to the learning rate; left out, rho stays.
+        surrogate_gap: The alpha of GSAM; published: 0.
+        compat: "official" restores the weights by subtraction and makes the learning rate a cosine of the steps with a
+            half-period of 100 that begins anew, as the published code does.
+    """
+
+    paper: ClassVar[str] = "Zhu et al., ICCV 2023, arXiv 2304.11823"
+
+    PUBLISHED: ClassVar[dict[str, object]] = {
+        "epochs": 100,
+        "lr": 0.01,
+        "distill": 0.0,
+        "overlay": 0.0,
+        "label_smoothing": 0.1,
+        "bn": "official",
+        "compat": "official",
+    }
+    """Those of the published code for CIFAR-10, beside its rho of 2: `purify(..., method="ft_sam", rho=2, **...)`."""
+
+    lr: float = 0.1
+    rho: float | None = None
+    adaptive: bool = True
+    rho_min: float | None = None
+    surrogate_gap: float = 0.0
+    compat: Literal["official"] | None = None
+
+    strength: ClassVar[str] = "rho"
+    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+    def __post_init__(self) -> None:
+        for name in ("rho", "rho_min"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}: expected a radius >= 0, got {value}; see its default.")
+        super().__post_init__()
+
+    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
+        """Purify `model` in place; see `Defense.run`."""
+        given = copy.deepcopy(model)
+        settled, chosen = self.settled(given, clean, run)
+        settled.fine_tune(model, given, clean, run, "fine-tune")
+        return moved(model, given, chosen, {})
+
+    def optimizer(self, model: nn.Module, given: nn.Module) -> SAM:
+        """SGD with the gradient of the perturbed weights."""
+        assert self.rho is not None
+        return (_SubtractingSAM if self.compat else SAM)(
+            model.named_parameters(),
+            torch.optim.SGD,
+            rho=self.rho,
+            adaptive=self.adaptive,
+            surrogate_gap=self.surrogate_gap,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The learning rate of `compat`, and the radius that goes with the learning rate."""
+        assert self.rho is not None
+        for group in optimizer.param_groups:
+            if self.compat:
+                done = group.setdefault("steps", 0)
+                group["lr"] = self.lr * (1 + math.cos(math.pi * done / PERIOD)) / 2
+                group["steps"] = done + 1
+            if self.rho_min is not None:
+                group["rho"] = self.rho_min + (self.rho - self.rho_min) * group["lr"] / self.lr
+
+
+class _SubtractingSAM(SAM):
+    """Goes back by subtracting the step that it took, which loses the last bits of some weights."""
+
+    def _perturb(self, moving: list[tuple[Group, Tensor]]) -> bool:
+        weighted = [self._direction(x) * (x.abs() if group["adaptive"] else 1) for group, x in moving]
+        norm = euclidean(norms(weighted))
+        self._taken = []
+        for group, param in moving:
+            self._buffer(param).copy_(param)
+            step = (param.square() if group["adaptive"] else 1) * self._direction(param) * (group["rho"] / (norm + EPS))
+            param.add_(step)
+            self._taken.append((param, step))
+        self._moved = [param for _, param in moving]
+        return bool(norm.isfinite())
+
+    def _update(self, stepping: list[tuple[Group, Tensor]]) -> None:
+        for param, step in self._taken:
+            param.sub_(step)
+            self._buffer(param).copy_(param)
+        super()._update(stepping)

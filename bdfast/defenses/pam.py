@@ -1,0 +1,125 @@
+"""PAM: fine-tuning that looks back at the backdoored weights, on images with a guessed trigger."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from bdfast.batchnorm import Policy
+from bdfast.data.batches import Batch, Batches
+from bdfast.defenses.base import Outcome
+from bdfast.defenses.fine_tuning import FineTuning, moved
+from bdfast.inversion import BTIDBF, Inversion
+from bdfast.sharpness import PAM
+from bdfast.training import Run
+
+
+@dataclass(frozen=True)
+class PathAwareTuning(FineTuning):
+    """Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense" (NeurIPS 2024,
+    arXiv 2410.09838): PAM.
+
+    A trigger is inverted with BTI-DBF. Then the network is fine-tuned on clean images, a part of them with that trigger
+    and their true labels, with gradients taken on the way back to the backdoored weights: that leads away from all
+    weights from which a few steps would bring the backdoor back.
+
+    Attributes:
+        rho: Length of the way back, in the units of the weights; left out, `bdfast.selection` chooses it from clean
+            data; published: 0.5.
+        rounds: How often inversion and fine-tuning take turns; the generator goes on learning in each, on the network
+            as it then is; published: 3.
+        epochs: Epochs of the fine-tuning in each round; published: 30.
+        lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
+        momentum: Of SGD; published: 0.1.
+        weight_decay: L2 penalty; published: none.
+        triggered_share: Share of the images in a batch that get the inverted trigger; published: 0.2.
+        target: The label that the trigger leads to, where it is known; found by the inversion otherwise.
+        invert_epochs: Epochs of the generator in each round; published: 30.
+        compat: "official" finds the target label as published, by an unled generator, and leaves the generator as the
+            first round made it, as the published code does without meaning to.
+    """
+
+    paper: ClassVar[str] = "Min et al., NeurIPS 2024, arXiv 2410.09838"
+
+    PUBLISHED: ClassVar[dict[str, object]] = {
+        "rho": 0.5,
+        "rounds": 3,
+        "epochs": 30,
+        "lr": 0.01,
+        "schedule": "constant",
+        "momentum": 0.1,
+        "distill": 0.0,
+        "overlay": 0.0,
+        "invert_epochs": 30,
+        "bn": "official",
+        "compat": "official",
+    }
+    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.defenses.PathAwareTuning...)`."""
+
+    rho: float | None = None
+    rounds: int = 2
+    epochs: int = 6
+    weight_decay: float = 0.0
+    triggered_share: float = 0.2
+    target: int | None = None
+    invert_epochs: int = 4
+    bn: Policy = "recalibrate"
+    compat: Literal["official"] | None = None
+
+    strength: ClassVar[str] = "rho"
+    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    official_statistics = "perturbed"
+
+    def __post_init__(self) -> None:
+        if self.rho is not None and not self.rho >= 0:
+            raise ValueError(f"rho: expected a length >= 0, got {self.rho}; 0.5 is the published one.")
+        if not 0 <= self.triggered_share <= 1:
+            raise ValueError(f"triggered_share: expected a share in [0, 1], got {self.triggered_share}; 0.2 is common.")
+        for name in ("rounds", "invert_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; see its default.")
+        super().__post_init__()
+
+    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
+        """Purify `model` in place; see `Defense.run`."""
+        given = copy.deepcopy(model)
+        inverter = BTIDBF(target=self.target, detect="histogram" if self.compat else "scan", epochs=self.invert_epochs)
+        inversion = inverter.run(given, clean, run)
+        settled, chosen = self.settled(given, clean, run, self._triggering(inversion))
+        for index in range(self.rounds):
+            if index > 0 and not self.compat:
+                inversion = inverter.run(model, clean, run, f"invert {index + 1}", start=inversion)
+            stage = f"fine-tune {index + 1}" if index else "fine-tune"
+            settled.fine_tune(model, given, clean, run, stage, change=self._triggering(inversion))
+        return moved(model, given, chosen, {"target": inversion.target, "evidence": inversion.evidence})
+
+    def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:
+        """SGD with the gradient on the way back to `given`."""
+        assert self.rho is not None
+        return PAM(
+            model.named_parameters(),
+            torch.optim.SGD,
+            reference=given.parameters(),
+            rho=self.rho,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def _triggering(self, inversion: Inversion) -> Callable[[Batch], Batch]:
+        """Puts the inverted trigger on some images of a batch; their labels stay."""
+
+        def change(batch: Batch) -> Batch:
+            images, *rest = batch
+            count = int(self.triggered_share * len(images) + 1)
+            chosen = torch.randperm(len(images), device=images.device)[:count]
+            with torch.no_grad():
+                changed = inversion.generator(images[chosen]).to(images.dtype)
+            return (images.index_copy(0, chosen, changed), *rest)
+
+        return change

@@ -1,0 +1,37 @@
+"""Gradients that are NaN or infinite, caught before they reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from bdfast.sharpness.lists import grouped, kind, norms
+
+
+def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
+    """Stop before a step that would spread NaN or infinity into the weights.
+
+    Reads every gradient once and waits for the device.
+
+    Raises:
+        FloatingPointError: Names the first parameter whose gradient is not finite.
+    """
+    named = [(name, parameter.grad) for name, parameter in named_params if parameter.grad is not None]
+    check_finite([gradient for _, gradient in named], lambda index: named[index][0])
+
+
+def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
+    """The same for tensors of any kind, which the message calls `what`; `name` is asked for that of a bad one."""
+    for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():
+        finite = torch.stack(norms([tensors[place] for place in places])).isfinite()
+        if bool(finite.all()):
+            continue
+        for place, sound in zip(places, finite.tolist(), strict=True):
+            # The squares of large finite numbers overflow too.
+            if not sound and not bool(tensors[place].isfinite().all()):
+                raise FloatingPointError(
+                    f"{name(place)}: expected a finite {what}, got NaN or infinity; the weights are untouched. Lower "
+                    "the learning rate, pass amp=False, or look for NaN in images and weights."
+                )

@@ -1,0 +1,66 @@
+"""Parameters as the ops take them: lists of one dtype and device, each tensor beside others of its strides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bdfast.ops.checks import strides
+
+Item = TypeVar("Item")
+Key = tuple[Any, ...]
+
+
+def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
+    """The items by key, in the order in which the keys come."""
+    groups: dict[Key, list[Item]] = {}
+    for key, item in items:
+        groups.setdefault(key, []).append(item)
+    return groups
+
+
+def kind(x: Tensor) -> Key:
+    """What all tensors of one call have to share."""
+    return x.dtype, x.device
+
+
+def with_rows(x: Tensor) -> Tensor:
+    """The tensor; a view with one row of one that has no dimension, such as a learnt temperature."""
+    return x.view(1) if x.ndim == 0 else x
+
+
+def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
+    """`x`, or a copy with the strides and dtype of `like`, where it has others."""
+    if x.layout is not torch.strided:
+        x = x.to_dense()
+    if x.dtype == like.dtype and (x.stride() == like.stride() or strides(x) == strides(like)):
+        return x
+    return torch.empty_like(like).copy_(x)
+
+
+def euclidean(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of what has these norms, on the device of the first."""
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each of these tensors of one kind, in float32 at least."""
+    return list(torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, torch.float32)))
+
+
+def norm_along(mode: str, params: list[Tensor], dirs: list[Tensor]) -> Tensor:
+    """[] float32: what `perturb_` divides by, for a part of the parameters."""
+    if mode == "path":
+        dirs = list(torch._foreach_sub(dirs, params))
+    elif mode == "asam":
+        dirs = list(torch._foreach_mul(dirs, params))
+    return euclidean(norms(dirs)).float()
+
+
+def owned(gradient: Tensor) -> Tensor:
+    """A gradient that the next backward pass does not write to: DDP may keep all of them in one buffer."""
+    shared = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
+    return gradient.clone() if shared else gradient
