@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import bdfast
 from bdfast.attacks.training import train
 from bdfast.data.sources import _digits
-from bdfast.defenses import tsbd
+from bdfast.defenses import fine_tuning
 from bdfast.models import PreActResNet18
+from bdfast.sharpness import GradientNorm
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
     options = {**QUICK, "epochs": 2, "augment": bdfast.Augmentation(shift=1)}
     undisturbed = bdfast.purify(model, clean, **options)
     steps = 0
-    original = tsbd.gradient_norm_gradients
+    original = GradientNorm.second_step
 
     def dying(*args, **kwargs):
         nonlocal steps
@@ -89,7 +90,7 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(tsbd, "gradient_norm_gradients", dying)
+    monkeypatch.setattr(GradientNorm, "second_step", dying)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             bdfast.purify(model, clean, workdir=tmp_path, **options)
@@ -103,17 +104,18 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
 def test_n_is_chosen_from_clean_data(digits, backdoored):
     result = bdfast.purify(backdoored[0], digits[1], max_accuracy_drop=0.1, **QUICK)
     probes = [row for row in result.history if row["stage"] == "probe"]
-    assert probes[0]["n"] == tsbd.TSBD.ladder[0]  # what the budget counts from
-    assert [row["n"] for row in probes if row["chosen"]] == [result.options["n"]]
+    assert probes[0]["option"] == "n"
+    assert probes[0]["value"] == bdfast.TSBD.ladder[0]  # what the budget counts from
+    assert [row["value"] for row in probes if row["chosen"]] == [result.options["n"]]
     floor = probes[0]["accuracy"] - 0.1
     assert all(row["kept"] == (row["accuracy"] >= floor) for row in probes)
-    assert result.options["n"] in tsbd.TSBD.ladder
+    assert result.options["n"] in bdfast.TSBD.ladder
 
 
 def test_inplace_purifies_the_model_itself_and_undoes_a_failure(digits, backdoored, monkeypatch):
     model, clean = copy.deepcopy(backdoored[0]), digits[1]
     before = weights(model)
-    monkeypatch.setattr(tsbd, "recalibrate", lambda *args: (_ for _ in ()).throw(RuntimeError("halt")))
+    monkeypatch.setattr(fine_tuning, "recalibrate", lambda *args: (_ for _ in ()).throw(RuntimeError("halt")))
     with pytest.raises(RuntimeError, match="halt"):
         bdfast.purify(model, clean, inplace=True, n=0.3, bn="recalibrate", **{**QUICK, "epochs": 1})
     assert torch.equal(weights(model), before)
@@ -149,7 +151,7 @@ def test_other_batches_through_forward(digits, backdoored):
 
 
 def test_the_published_settings(digits, backdoored):
-    settings = {**tsbd.TSBD.PUBLISHED, "unlearn_lr": 1e-3, "epochs": 1}
+    settings = {**bdfast.TSBD.PUBLISHED, "unlearn_lr": 1e-3, "epochs": 1}
     result = bdfast.purify(backdoored[0], digits[1], n=0.2, batch_size=64, amp=False, **settings)
     stages = [row["stage"] for row in result.history]
     assert stages.count("fine-tune") == 1

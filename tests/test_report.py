@@ -29,9 +29,9 @@ def make_scores(widths=WIDTHS, name="layer"):
 
 HISTORY = [
     *({"stage": "unlearn", "epoch": e, "accuracy": a, "loss": 1.0} for e, a in enumerate((0.9, 0.5, 0.1), 1)),
-    {"stage": "probe", "n": 0.2, "accuracy": 0.87, "kept": False, "chosen": False},
-    {"stage": "probe", "n": 0.05, "accuracy": 0.91, "kept": True, "chosen": False},
-    {"stage": "probe", "n": 0.1, "accuracy": 0.9, "kept": True, "chosen": True},
+    {"stage": "probe", "option": "n", "value": 0.2, "accuracy": 0.87, "kept": False, "chosen": False},
+    {"stage": "probe", "option": "n", "value": 0.05, "accuracy": 0.91, "kept": True, "chosen": False},
+    {"stage": "probe", "option": "n", "value": 0.1, "accuracy": 0.9, "kept": True, "chosen": True},
     *({"stage": "fine-tune", "epoch": e, "accuracy": a} for e, a in enumerate((0.8, 0.9), 1)),
 ]
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
@@ -43,7 +43,7 @@ def make_result(**changes):
     neurons = torch.zeros(len(scores), dtype=torch.bool)
     neurons[scores.values.topk(97).indices] = True
     options = {"n": None, "max_accuracy_drop": 0.02}
-    return replace(bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, 75.2), **changes)
+    return replace(bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, {}, 75.2), **changes)
 
 
 def make_examples(**changes):

@@ -23,11 +23,15 @@ from bdfast.defenses import METHODS as DEFENSES
 from bdfast.defenses.result import write_json
 from bdfast.evaluation import Evaluator
 from bdfast.io.checkpoints import save_weights
+from bdfast.landscape import Landscape, survey
 from bdfast.models.spec import ModelSpec
 from bdfast.purification import purify
 from bdfast.training import derived_seed, seeded
 
 Flat = tyro.conf.arg(name="")
+
+SURVEYED = 1000
+"""Images on which the report's landscape is measured."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Demo:
 
     Attributes:
         attack: What to plant: badnets or blended.
-        method: What to remove it with: tsbd.
+        method: What to remove it with: tsbd, ft_sam, pam, or the baselines ft and sam.
         seed: Of all randomness.
         clean_share: Clean images that the defender has, as a fraction of the training set.
         output: Folder for the report, the metrics and both models.
@@ -134,6 +138,7 @@ def main(arguments: list[str]) -> None:
         "before": {name: asdict(before)[name] for name in ("acc", "asr", "ra")},
         "after": {name: asdict(after)[name] for name in ("acc", "asr", "ra")},
         "der": after.der,
+        "found": result.found,
         "seconds": seconds,
         "options": {
             "attack": demo.attack,
@@ -153,6 +158,7 @@ def main(arguments: list[str]) -> None:
         after=after,
         result=result,
         examples=_examples(scene, model, result.model),
+        surroundings=_surroundings(scene, model, result.model),
         facts=_facts(demo, scene, seconds),
     )
     demo.show.result(content, metrics_table({"backdoored": before, "purified": after}))
@@ -182,6 +188,19 @@ def _examples(scene: Scene, before: nn.Module, after: nn.Module) -> report.Examp
         class_names=scene.source.test.class_names or [str(label) for label in range(scene.spec.num_classes)],
         targets=[scene.attack.target] * len(true),
     )
+
+
+def _surroundings(scene: Scene, before: nn.Module, after: nn.Module) -> Landscape:
+    """On few images, as there are eleven points with two sets each."""
+
+    def few(images: ImageTensors) -> ImageTensors:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        return images.subset(order[:SURVEYED])
+
+    test = few(scene.source.test)
+    judge = Evaluator(test, Triggered(test, scene.attack), device=next(after.parameters()).device)
+    note = f"Measured on {SURVEYED:,} clean images, and the way below on {SURVEYED:,} test images."
+    return survey(before, after, judge, few(scene.clean), note=note)
 
 
 def _facts(demo: Demo, scene: Scene, seconds: float) -> dict[str, str]:

@@ -102,6 +102,7 @@ def _purify(command: Purify, method: Defense) -> None:
         "method": result.method,
         "neurons_reset": int(result.neurons.sum()),
         "neurons": len(result.scores),
+        **({"target": result.found["target"]} if "target" in result.found else {}),
         "seconds": round(result.seconds, 1),
         "model": str(command.output / "model.safetensors"),
         "report": str(page),

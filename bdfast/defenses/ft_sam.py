@@ -63,7 +63,7 @@ class FTSAM(FineTuning):
     compat: Literal["official"] | None = None
 
     strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0, 1.5)
+    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0)
 
     def __post_init__(self) -> None:
         for name in ("rho", "rho_min"):

@@ -63,16 +63,16 @@ class PathAwareTuning(FineTuning):
 
     rho: float | None = None
     rounds: int = 2
-    epochs: int = 6
+    epochs: int = 5
     weight_decay: float = 0.0
-    triggered_share: float = 0.2
+    triggered_share: float = 0.1
     target: int | None = None
     invert_epochs: int = 4
     bn: Policy = "recalibrate"
     compat: Literal["official"] | None = None
 
     strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    ladder: ClassVar[Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.3)
     official_statistics = "perturbed"
 
     def __post_init__(self) -> None:

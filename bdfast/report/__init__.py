@@ -15,6 +15,7 @@ from bdfast.report.examples import Examples
 if TYPE_CHECKING:
     from bdfast.defenses.result import PurifyResult
     from bdfast.evaluation import Metrics
+    from bdfast.landscape import Landscape
 
 __all__ = ["Examples", "write"]
 
@@ -27,13 +28,14 @@ def write(
     after: Metrics | None,
     result: PurifyResult,
     examples: Examples | None = None,
+    surroundings: Landscape | None = None,
     facts: Mapping[str, str],
 ) -> Path:
     """Writes `report.html` and its figures into `folder`, replacing an earlier report as a whole.
 
     The page needs nothing but itself: no network, no script, no file beside it. The figures are written again
-    as `metrics.png`, `weight_change.png`, `strength.png`, `accuracy.png` and `examples.png`. A figure without
-    data is left out, and removed where an earlier report has left it.
+    as `metrics.png`, `weight_change.png`, `strength.png`, `accuracy.png`, `sharpness.png`, `path.png` and
+    `examples.png`. A figure without data is left out, and removed where an earlier report has left it.
 
     Args:
         folder: Where to write; made if missing.
@@ -42,6 +44,7 @@ def write(
         after: Metrics of the purified model, likewise.
         result: What `bdfast.purify` returned.
         examples: Images to show, or None.
+        surroundings: What `bdfast.landscape.survey` found, or None.
         facts: What a reader should know about the run, name to value: data, model, attack, seeds, versions.
 
     Returns:
@@ -51,7 +54,15 @@ def write(
         OSError: `folder` cannot be written to, or the disk is full; an earlier report there is unchanged.
     """
     folder = Path(folder)
-    files = page.render(title=title, before=before, after=after, result=result, examples=examples, facts=facts)
+    files = page.render(
+        title=title,
+        before=before,
+        after=after,
+        result=result,
+        examples=examples,
+        surroundings=surroundings,
+        facts=facts,
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder, files)

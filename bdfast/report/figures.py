@@ -145,21 +145,21 @@ def weight_change(scores: NeuronScores, neurons: torch.Tensor, *, width: float =
 
 @styled
 def strength(history: History, *, lowest: float | None = None, width: float = WIDE) -> Figure:
-    """How the strength n was chosen: held-out clean accuracy of every probe, and the lowest accepted one.
+    """How the strength was chosen: held-out clean accuracy of every probe, and the lowest accepted one.
 
     Args:
-        history: Rows with stage "probe", n, accuracy, kept and chosen; one at least.
+        history: Rows with stage "probe", option, value, accuracy, kept and chosen; one at least.
         lowest: The lowest accuracy that the rule accepts, in [0, 1]; None draws no line.
         width: Inches.
     """
     tried = probes(history)
-    xs, ys = [100 * probe.n for probe in tried], [100 * probe.accuracy for probe in tried]
+    xs, ys = [probe.value for probe in tried], [100 * probe.accuracy for probe in tried]
     figure = Figure(figsize=(width, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(xs, ys, color=HAIRLINE, linewidth=1.5, zorder=1)
     kinds = ((True, AFTER, "o", "accepted"), (False, BEFORE, "X", "costs too much"))
     for kept, colour, marker, label in kinds:
-        points = [(100 * probe.n, 100 * probe.accuracy) for probe in tried if probe.kept is kept]
+        points = [(probe.value, 100 * probe.accuracy) for probe in tried if probe.kept is kept]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=6, label=label)
     text: dict[str, Any] = {"textcoords": "offset points", "size": 8}
@@ -170,14 +170,14 @@ def strength(history: History, *, lowest: float | None = None, width: float = WI
         ys.append(100 * lowest)
     for probe in tried:
         if probe.chosen:
-            point = (100 * probe.n, 100 * probe.accuracy)
+            point = (probe.value, 100 * probe.accuracy)
             side = "left" if point[0] < 0.15 * max(xs) else "right" if point[0] > 0.85 * max(xs) else "center"
             axes.scatter(*point, s=120, facecolors="none", edgecolors=INK, linewidths=1.2)
-            axes.annotate(f"chosen: n = {probe.n:g}", point, (0, 10), ha=side, weight="bold", **text)
+            axes.annotate(f"chosen: {probe.option} = {probe.value:g}", point, (0, 10), ha=side, weight="bold", **text)
     room = max(0.22 * (max(ys) - min(ys)), 1.0)
-    right = max([*xs, 1])
+    right = max(xs) or 1
     axes.set(xlim=(-0.04 * right, 1.08 * right), ylim=(min(ys) - room, max(ys) + room))
-    axes.set_xlabel("strength n: share of neurons reinitialised (%)", loc="left")
+    axes.set_xlabel(f"strength: {tried[0].option}", loc="left")
     axes.set_ylabel("held-out clean accuracy (%)")
     axes.grid(axis="y")
     axes.legend(loc="lower left", frameon=False, handletextpad=0.2, borderaxespad=0)

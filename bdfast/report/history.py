@@ -10,12 +10,13 @@ History: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class Probe(NamedTuple):
-    """A strength n that was tried, and the held-out clean accuracy that it left."""
+    """A value of the option that is the method's strength, and the held-out clean accuracy that it left."""
 
-    n: float
+    value: float
     accuracy: float
     kept: bool
     chosen: bool
+    option: str
 
 
 def known(value: Any) -> float | None:
@@ -28,20 +29,33 @@ def known(value: Any) -> float | None:
 
 
 def curve(history: History, stage: str) -> list[tuple[float, float]]:
-    """(epoch, accuracy) of the rows of a stage that have an accuracy; a missing epoch counts up from 0."""
-    rows = [row for row in history if row.get("stage") == stage]
-    points = ((known(row.get("epoch", i)), known(row.get("accuracy"))) for i, row in enumerate(rows))
-    return [(epoch, accuracy) for epoch, accuracy in points if epoch is not None and accuracy is not None]
+    """(epoch, accuracy) of the rows of a stage that have an accuracy; a missing epoch counts up from 0.
+
+    Rounds of a stage ("fine-tune 2") follow one another.
+    """
+    rounds: dict[str, list[Mapping[str, Any]]] = {}
+    for row in history:
+        name = str(row.get("stage", ""))
+        if name == stage or name.rpartition(" ")[0] == stage:
+            rounds.setdefault(name, []).append(row)
+    points: list[tuple[float, float]] = []
+    for rows in rounds.values():
+        before = points[-1][0] if points else 0
+        for i, row in enumerate(rows):
+            epoch, accuracy = known(row.get("epoch", i)), known(row.get("accuracy"))
+            if epoch is not None and accuracy is not None:
+                points.append((before + epoch, accuracy))
+    return points
 
 
 def probes(history: History) -> list[Probe]:
     """The complete probe rows, weak to strong."""
     rows = [row for row in history if row.get("stage") == "probe"]
-    tried = ((known(row.get("n")), known(row.get("accuracy")), row) for row in rows)
+    tried = ((known(row.get("value")), known(row.get("accuracy")), row) for row in rows)
     return sorted(
-        Probe(n, accuracy, bool(row.get("kept")), bool(row.get("chosen")))
-        for n, accuracy, row in tried
-        if n is not None and accuracy is not None
+        Probe(value, accuracy, bool(row.get("kept")), bool(row.get("chosen")), str(row.get("option", "strength")))
+        for value, accuracy, row in tried
+        if value is not None and accuracy is not None
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib import image, rc_context
 from matplotlib.figure import Figure
 
 from bdfast._version import __version__
-from bdfast.report import figures
+from bdfast.report import figures, landscape
 from bdfast.report.examples import Examples
 from bdfast.report.figures import percent
 from bdfast.report.history import curve, known, lowest_accepted, probes
@@ -22,9 +22,12 @@ from bdfast.report.history import curve, known, lowest_accepted, probes
 if TYPE_CHECKING:
     from bdfast.defenses.result import PurifyResult
     from bdfast.evaluation import Metrics
+    from bdfast.landscape import Landscape
 
 HTML = "report.html"
-FIGURES = ("metrics.png", "weight_change.png", "strength.png", "accuracy.png", "examples.png")
+FIGURES = tuple(
+    f"{name}.png" for name in ("metrics", "weight_change", "strength", "accuracy", "sharpness", "path", "examples")
+)
 _NAMES = figures.METRICS | {
     "der": "Defense effectiveness (DER)",
     "rir": "Robustness improvement (RIR)",
@@ -41,6 +44,7 @@ def render(
     after: Metrics | None,
     result: PurifyResult,
     examples: Examples | None,
+    surroundings: Landscape | None,
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """File name to content; the page comes last. Arguments as for `bdfast.report.write`."""
@@ -54,6 +58,9 @@ def render(
         drawings["strength"] = partial(figures.strength, result.history, lowest=lowest)
     if any(curves.values()):
         drawings["accuracy"] = partial(figures.accuracy, result.history)
+    if surroundings is not None:
+        drawings["sharpness"] = partial(landscape.sharpness, surroundings)
+        drawings["path"] = partial(landscape.path, surroundings)
     files = {f"{name}.png": _png(draw()) for name, draw in drawings.items()}
     if examples is not None:
         files["examples.png"] = _png(figures.examples(examples))
@@ -73,6 +80,8 @@ def render(
         "chosen": next((probe for probe in tried if probe.chosen), None),
         "lowest": lowest,
         "curves": curves,
+        "found": result.found,
+        "surroundings": surroundings,
         "examples": None if examples is None else _examples(examples),
         "method": result.method,
         "options": result.options,
@@ -133,9 +142,12 @@ def _tiles(before: Metrics | None, after: Metrics | None, result: PurifyResult) 
         if new is not None:
             note = "not measured before" if old is None else f"before: {percent(old)}"
             tiles.append({"label": label, "value": percent(new), "note": note})
-    count, total = int(result.neurons.sum()), len(result.neurons)
-    note = f"of {total:,} neurons ({percent(count / total)})"
-    tiles.append({"label": "Reinitialised", "value": f"{count:,}", "note": note})
+    if count := int(result.neurons.sum()):
+        total = len(result.neurons)
+        note = f"of {total:,} neurons ({percent(count / total)})"
+        tiles.append({"label": "Reinitialised", "value": f"{count:,}", "note": note})
+    if "target" in result.found:
+        tiles.append({"label": "Trigger leads to", "value": f"class {result.found['target']}", "note": "as inverted"})
     tiles.append({"label": "Time to purify", "value": duration(result.seconds), "note": ""})
     return tiles
 

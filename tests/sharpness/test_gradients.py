@@ -114,7 +114,9 @@ def test_a_gradient_that_is_not_finite_stops_the_step(name, at, value):
             model.second.weight.grad[1, 2] = value
 
     gradients("first")
-    with pytest.raises(FloatingPointError, match=r"second.weight: expected a finite gradient, got NaN or infinity; the"):
+    with pytest.raises(
+        FloatingPointError, match=r"second.weight: expected a finite gradient, got NaN or infinity; the"
+    ):
         optimizer.step(partial(gradients, "second"))
     assert_same(model, before)
     assert torch.equal(optimizer.state[model.used.weight]["momentum_buffer"], momentum)

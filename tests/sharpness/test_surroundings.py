@@ -206,7 +206,9 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path):
     here = __file__.rpartition("/")[0]
     command = [sys.executable, str(script), here]
     both = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in (0, 1)
     ]
     for process in both:

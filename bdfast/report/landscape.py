@@ -1,0 +1,62 @@
+"""The figures of what lies around and between two networks; see `bdfast.landscape`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bdfast.report.figures import AFTER, BEFORE, INK, MUTED, WIDE, percent, styled
+
+if TYPE_CHECKING:
+    from bdfast.landscape import Landscape
+
+
+@styled
+def sharpness(landscape: Landscape, *, width: float = WIDE) -> Figure:
+    """Loss against the distance from the weights, along the gradient: steep is sharp.
+
+    Args:
+        landscape: Radii and losses.
+        width: Inches.
+    """
+    figure = Figure(figsize=(width, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for name, colour, losses in zip(("before", "after"), (BEFORE, AFTER), landscape.losses, strict=True):
+        _line(axes, landscape.radii, losses, colour, f"{name} ({losses[-1]:.2g})")
+    axes.set(ylim=(0, None))
+    axes.set_xlabel("distance from the weights, along the gradient", loc="left")
+    axes.set_ylabel("loss on clean images")
+    return figure
+
+
+@styled
+def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
+    """ACC and ASR on the straight way from the network handed in to the purified one.
+
+    Args:
+        landscape: The path.
+        width: Inches.
+    """
+    figure = Figure(figsize=(width, 2.8), layout="constrained")
+    axes = figure.subplots()
+    ts = [t for t, _ in landscape.path]
+    for label, colour, key in (("ACC", INK, "acc"), ("ASR", BEFORE, "asr")):
+        values = [getattr(metrics, key) for _, metrics in landscape.path]
+        if None not in values:
+            _line(axes, ts, [100 * value for value in values], colour, f"{label} {percent(values[-1])}")
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 25), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel("0: handed in; 1: purified", loc="left")
+    axes.set_ylabel("share of images (%)")
+    return figure
+
+
+def _line(axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str, label: str) -> None:
+    axes.plot(xs, ys, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
+    put: dict[str, Any] = {"textcoords": "offset points", "va": "center", "weight": "bold", "color": colour}
+    axes.annotate(label, (xs[-1], ys[-1]), (7, 0), annotation_clip=False, **put)
+    axes.grid(axis="y")
+    axes.tick_params(colors=MUTED)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,132 @@
+"""What a method does with the strength that it chooses from clean data, and with those that hindsight would try.
+
+    .venv/bin/python bench/strength.py --method ft_sam --attack badnets --seed 0   # one network, appended to the results
+    .venv/bin/python bench/strength.py --values 0.1 0.2 0.3                         # and with these values of its strength
+    .venv/bin/python bench/strength.py --table                                      # all recorded ones, as Markdown
+
+The demo's network is purified in full with `bdfast.purify`, once with the strength left to the rule and once with each of
+`values`. Hindsight looks at the triggered test set, the rule does not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+import bdfast
+from bdfast.cli.demo import Scene, plant, set_up
+from bdfast.cli.terminal import Output
+from bdfast.defenses import METHODS
+from bdfast.io import load_into, save_weights
+
+RESULTS = Path(__file__).parent / "results" / "strength.jsonl"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Attributes:
+    method: What to purify with.
+    attack: What to plant.
+    seed: Of all randomness.
+    values: Strengths to try beside the one that the rule chooses.
+    networks: Folder that keeps the backdoored networks between calls; none when left out.
+    table: Print what is recorded instead.
+    """
+
+    method: str = "tsbd"
+    attack: str = "badnets"
+    seed: int = 0
+    values: tuple[float, ...] = ()
+    networks: Path | None = None
+    table: bool = False
+
+
+def backdoored(scene: Scene, study: Study) -> nn.Module:
+    path = study.networks and study.networks / f"{study.attack}-{study.seed}.safetensors"
+    if path and path.exists():
+        return load_into(scene.spec.build(), path).to(memory_format=torch.channels_last).eval()
+    model = plant(scene, study.seed, Output())
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(model, path)
+    return model
+
+
+def main() -> None:
+    study = tyro.cli(Study, description=__doc__)
+    if study.table:
+        print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+        return
+    scene = set_up(study.attack, study.seed, 0.05)
+    model = backdoored(scene, study)
+    judge = bdfast.Evaluator(scene.source.test, scene.triggered)
+    before = judge(model)
+    print(before)
+    option = METHODS[study.method].strength
+
+    def purified(**options: float) -> dict[str, Any]:
+        result = bdfast.purify(model, scene.clean, method=study.method, seed=study.seed, progress=True, **options)
+        row = {"value": result.options.get(option), **judge(result.model, baseline=before).as_dict()}
+        probes = {probe["value"]: probe["accuracy"] for probe in result.history if probe["stage"] == "probe"}
+        print(row, flush=True)
+        return {**row, "probes": probes, "found": result.found, "seconds": result.seconds, "options": result.options}
+
+    record = {
+        "method": study.method,
+        "attack": study.attack,
+        "seed": study.seed,
+        "before": before.as_dict(),
+        "rule": purified(),
+        "hindsight": [purified(**{option: value}) for value in study.values],
+        "commit": commit(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def table(records: list[dict]) -> str:
+    """The newest record of every method and network: before, with the rule's choice, and the best in hindsight."""
+    newest = {(record["method"], record["attack"], record["seed"]): record for record in records}
+    lines = [
+        "| method | attack, seed | before ACC / ASR | chosen | ACC | ASR | RA | DER | hindsight: best DER, at |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (method, attack, seed), record in sorted(newest.items()):
+        rule, before = record["rule"], record["before"]
+        cells = [
+            method,
+            f"{attack}, {seed}",
+            f"{percent(before['acc'])} / {percent(before['asr'])}",
+            f"{rule['value']:g}" if rule["value"] is not None else "",
+            f"{percent(rule['acc'])} ({100 * (rule['acc'] - before['acc']):+.2f})",
+            percent(rule["asr"]),
+            percent(rule["ra"]),
+            f"{rule['der']:.3f}",
+        ]
+        best = max([rule, *record["hindsight"]], key=lambda row: row["der"])
+        cells.append(f"{best['der']:.3f}, {best['value']:g}" if record["hindsight"] else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+if __name__ == "__main__":
+    main()
