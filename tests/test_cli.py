@@ -48,7 +48,7 @@ def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((output / "metrics.json").read_text())
     assert printed == written
-    assert set(written) == {"before", "after", "der", "seconds", "options"}
+    assert set(written) == {"before", "after", "der", "found", "seconds", "options"}
     assert set(written["before"]) == set(written["after"]) == {"acc", "asr", "ra"}
     assert written["before"]["asr"] > 0.9
     assert 0 <= written["der"] <= 1
@@ -56,7 +56,8 @@ def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
     assert written["options"]["tsbd.n"] in TSBD.ladder
     page = (output / "report.html").read_text()
     assert "digits of scikit-learn" in page
-    assert {"metrics.png", "weight_change.png", "accuracy.png", "examples.png"} <= {p.name for p in output.iterdir()}
+    expected = {"metrics.png", "weight_change.png", "accuracy.png", "sharpness.png", "path.png", "examples.png"}
+    assert expected <= {p.name for p in output.iterdir()}
 
     # Both models can be evaluated again from their files alone, and give the figures of the report.
     demo_source = demo.demo_data()
@@ -126,7 +127,7 @@ def test_version(capsys):
         (["evaluate", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
         (["evaluate", "x.pt", "--data", "x", "--attack", "badnet"], "did you mean 'badnets'"),
         (["demo", "--attack", "wanet"], "attack: expected one of badnets, blended, got 'wanet'"),
-        (["demo", "--method", "magic"], "method: expected one of tsbd, got 'magic'"),
+        (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, got 'magic'"),
         (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
     ],
 )

@@ -13,7 +13,8 @@ from torch import nn
 
 import bdfast
 from bdfast import report
-from bdfast.report import figures, history, page
+from bdfast.landscape import Landscape
+from bdfast.report import figures, history, landscape, page
 
 VOID_TAGS = {"meta", "img", "source", "br", "link"}
 # The neurons of PreAct-ResNet18 at width 16.
@@ -36,6 +37,12 @@ HISTORY = [
 ]
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
 AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
+SURROUNDINGS = Landscape(
+    radii=[0.0, 0.5, 1.0],
+    losses=([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]),
+    path=[(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)],
+    note="Measured on 3 images.",
+)
 
 
 def make_result(**changes):
@@ -93,7 +100,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("whole") / "new" / "folder", examples=make_examples())
+    folder = tmp_path_factory.mktemp("whole") / "new" / "folder"
+    return write(folder, examples=make_examples(), surroundings=SURROUNDINGS)
 
 
 def test_page_tells_the_result_and_needs_nothing_else(whole):
@@ -125,7 +133,7 @@ def test_figures_lie_beside_the_page(whole):
 def test_same_data_gives_the_same_bytes_whatever_the_settings_of_the_caller(whole, tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "font.size": 40}):
         kept = dict(matplotlib.rcParams)
-        again = write(tmp_path, examples=make_examples())
+        again = write(tmp_path, examples=make_examples(), surroundings=SURROUNDINGS)
         assert dict(matplotlib.rcParams) == kept
     for name in ("report.html", *page.FIGURES):
         assert (again.parent / name).read_bytes() == (whole.parent / name).read_bytes()
@@ -256,7 +264,7 @@ def test_strength_marks_the_choice_and_the_budget():
     assert history.lowest_accepted(HISTORY[:3], {"max_accuracy_drop": 0.02}) is None
     figure = figures.strength(HISTORY, lowest=lowest)
     assert texts(figure) == ["lowest accepted 89.0\u00a0%", "chosen: n = 0.1"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [5, 10, 20])
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [0.05, 0.1, 0.2])
 
 
 def test_accuracy_has_a_panel_for_each_stage_that_ran():
@@ -264,6 +272,27 @@ def test_accuracy_has_a_panel_for_each_stage_that_ran():
     assert titles == ["Unlearning", "Fine-tuning"]
     (only,) = figures.accuracy(HISTORY[-2:]).axes
     np.testing.assert_allclose(only.lines[0].get_ydata(), [80, 90])
+
+
+def test_rounds_of_a_stage_follow_one_another():
+    rounds = [{"stage": f"fine-tune{name}", "epoch": e, "accuracy": 0.1 * e} for name in ("", " 2") for e in (1, 2)]
+    assert history.curve(rounds, "fine-tune") == [(1, 0.1), (2, 0.2), (3, 0.1), (4, 0.2)]
+
+
+def test_landscape_ends_where_its_data_ends():
+    figure = landscape.path(SURROUNDINGS)
+    assert texts(figure) == ["ACC 91.4\u00a0%", "ASR 1.9\u00a0%"]
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [99.81, 40, 1.92])
+    assert texts(landscape.sharpness(SURROUNDINGS, width=figures.NARROW)) == ["before (2.5)", "after (0.4)"]
+
+
+def test_a_method_that_resets_nothing_says_what_it_found(tmp_path):
+    nothing = torch.zeros(len(make_scores()), dtype=torch.bool)
+    path = write(tmp_path, result=make_result(method="pam", neurons=nothing, found={"target": 3}))
+    text = " ".join(Page(path.read_text(encoding="utf-8")).text.split())
+    assert "Trigger leads to class 3" in text
+    assert "How far the neurons moved" in text
+    assert "reinitialised" not in text.replace("reinitialisation", "")
 
 
 def test_import_is_light():

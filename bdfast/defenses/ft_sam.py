@@ -63,7 +63,7 @@ class FTSAM(FineTuning):
     compat: Literal["official"] | None = None
 
     strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0)
+    ladder: ClassVar[Sequence[float]] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
         for name in ("rho", "rho_min"):

@@ -116,7 +116,8 @@ class PathAwareTuning(FineTuning):
 
         def change(batch: Batch) -> Batch:
             images, *rest = batch
-            count = int(self.triggered_share * len(images) + 1)
+            # Rounded up as in the published code; a share of zero is none.
+            count = int(self.triggered_share * len(images) + 1) if self.triggered_share else 0
             chosen = torch.randperm(len(images), device=images.device)[:count]
             with torch.no_grad():
                 changed = inversion.generator(images[chosen]).to(images.dtype)
