@@ -1,11 +1,11 @@
 """What a method does with the strength that it chooses from clean data, and with those that hindsight would try.
 
-    .venv/bin/python bench/strength.py --method ft_sam --attack badnets --seed 0   # one network, appended to the results
-    .venv/bin/python bench/strength.py --values 0.1 0.2 0.3                         # and with these values of its strength
-    .venv/bin/python bench/strength.py --table                                      # all recorded ones, as Markdown
+    .venv/bin/python bench/strength.py --method ft_sam --attack badnets --seed 0  # one network, appended to the results
+    .venv/bin/python bench/strength.py --values 0.1 0.2 0.3  # and with these values of its strength
+    .venv/bin/python bench/strength.py --table  # all recorded ones, as Markdown
 
-The demo's network is purified in full with `bdfast.purify`, once with the strength left to the rule and once with each of
-`values`. Hindsight looks at the triggered test set, the rule does not.
+The demo's network is purified in full with `bdfast.purify`, once with the strength left to the rule and once with each
+of `values`. Hindsight looks at the triggered test set, the rule does not.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ FINITE = 4
 class Bytes(TorchDispatchMode):
     """Counts the bytes of every call on tensors, and those of the tensors that a call makes.
 
-    Of the ops of this project the passes over memory are known: their docstrings state them, and tests/instructions holds
-    them to it. Any other op reads its arguments and writes its results.
+    Of the ops of this project the passes over memory are known: their docstrings state them. Any other op reads its
+    arguments and writes its results.
     """
 
     def __init__(self) -> None:
