@@ -107,6 +107,17 @@ def test_the_scan_goes_on_until_something_is_reached():
     assert len(found["evidence"]) == 3
 
 
+def test_batchnorm_statistics_stay_where_they_are():
+    torch.manual_seed(0)
+    model = PreActResNet18(3, width=4, in_channels=1).train()
+    kept = copy.deepcopy(model.state_dict())
+    options = bdfast.BTIDBF(target=0, epochs=1, mask_epochs=1)
+    images, labels = bars().tensors
+    data = TensorDataset(torch.nn.functional.interpolate(images, size=(16, 16)), labels)
+    bdfast.invert_trigger(model, data, options=options, batch_size=40, amp=False)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 17), (3, 4, 4)])
 def test_the_generator_starts_next_to_the_identity(shape):
     generator = Generator(shape, limits=(-1.0, 2.0))

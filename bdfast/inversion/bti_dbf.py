@@ -112,9 +112,11 @@ class BTIDBF:
             start: An earlier inversion, from which the generator goes on and whose target label holds.
         """
         images, labels, limits = _images(clean)
+        batch = next(clean.ordered())
         draws = torch.Generator().manual_seed(derived_seed(run.seed, stage))
-        with preserved_modes(model), Features(model, lambda: run.forward(model, next(clean.ordered()))) as features:
-            model.eval().requires_grad_(False)
+        # In eval mode from the first pass on: it must not move the BatchNorm statistics.
+        with preserved_modes(model), Features(model.eval(), lambda: run.forward(model, batch)) as features:
+            model.requires_grad_(False)
 
             def logits(x: Tensor, *rest: Any) -> Tensor:
                 with run.autocast(clean.device):

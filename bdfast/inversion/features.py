@@ -55,7 +55,8 @@ def _last_feature_map(model: nn.Module, run: Callable[[], Any]) -> str:
 
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
     try:
-        run()
+        with torch.no_grad():
+            run()
     finally:
         for handle in handles:
             handle.remove()

@@ -64,3 +64,15 @@ def owned(gradient: Tensor) -> Tensor:
     """A gradient that the next backward pass does not write to: DDP may keep all of them in one buffer."""
     shared = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
     return gradient.clone() if shared else gradient
+
+
+def or_zeros(x: Tensor | None, param: Tensor) -> Tensor:
+    """`x` laid out like the parameter, or zeros."""
+    return torch.zeros_like(param.detach()) if x is None else laid_out_like(x, param)
+
+
+def name_of(groups: Sequence[dict[str, Any]], params: Sequence[Tensor], chosen: int) -> str:
+    """The name of a parameter, or its place in the groups of an optimizer that was not given names."""
+    places = ((i, j) for i, group in enumerate(groups) for j, x in enumerate(group["params"]) if x is params[chosen])
+    i, j = next(places)
+    return str(groups[i]["param_names"][j] if "param_names" in groups[i] else f"param_groups[{i}]['params'][{j}]")

@@ -12,7 +12,17 @@ from torch import Tensor
 from bdfast import ops
 from bdfast.ops.perturb import Mode, Scope
 from bdfast.sharpness.finite import check_finite
-from bdfast.sharpness.lists import euclidean, grouped, kind, laid_out_like, norm_along, owned, with_rows
+from bdfast.sharpness.lists import (
+    euclidean,
+    grouped,
+    kind,
+    laid_out_like,
+    name_of,
+    norm_along,
+    or_zeros,
+    owned,
+    with_rows,
+)
 
 Group = dict[str, Any]
 
@@ -81,17 +91,27 @@ class SharpOptimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: The perturbation is not finite; the message names the parameter.
+            RuntimeError: There is no gradient at all.
         """
         self.restore()
         moving = [(group, param) for group in self.param_groups for param in group["params"] if self._moves(param)]
+        if not moving:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected {self._checked}s to step along, got none in any parameter; call "
+                "loss.backward() first."
+            )
         self._between = True
         sound = self._perturb(moving)
         if not sound:
             self.restore()
             if not scaled:
                 params = [param for _, param in moving]
-                check_finite([self._direction(param) for param in params], partial(self._name, params), self._checked)
-                check_finite(params, partial(self._name, params), "weight")
+                check_finite(
+                    [self._direction(param) for param in params],
+                    partial(name_of, self.param_groups, params),
+                    self._checked,
+                )
+                check_finite(params, partial(name_of, self.param_groups, params), "weight")
                 raise FloatingPointError(
                     f"{self._checked}: expected a norm that float32 holds, got one beyond; the weights are untouched."
                 )
@@ -122,7 +142,9 @@ class SharpOptimizer(torch.optim.Optimizer):
             try:
                 if found_inf is None:
                     params = [param for _, param in stepping if param.grad is not None]
-                    check_finite([_or_zeros(param.grad, param) for param in params], partial(self._name, params))
+                    check_finite(
+                        [or_zeros(param.grad, param) for param in params], partial(name_of, self.param_groups, params)
+                    )
                 else:
                     self._unscale(stepping)
             except BaseException:
@@ -211,8 +233,8 @@ class SharpOptimizer(torch.optim.Optimizer):
 
     def _update(self, stepping: list[tuple[Group, Tensor]]) -> None:
         params = [param for _, param in stepping]
-        seconds = [_or_zeros(param.grad, param) for param in params]
-        firsts = [_or_zeros(self._first.get(param), param) for param in params] if self.keeps_first else []
+        seconds = [or_zeros(param.grad, param) for param in params]
+        firsts = [or_zeros(self._first.get(param), param) for param in params] if self.keeps_first else []
         alpha = self._share_of_second(firsts, seconds)
         if type(self.base_optimizer) is torch.optim.SGD and not any(x["differentiable"] for x in self.param_groups):
             moved = set(self._moved)
@@ -290,16 +312,5 @@ class SharpOptimizer(torch.optim.Optimizer):
         return self._saved[param]
 
     def _momentum_buffer(self, param: Tensor) -> Tensor:
-        buffer = self.state[param]["momentum_buffer"] = _or_zeros(self.state[param].get("momentum_buffer"), param)
+        buffer = self.state[param]["momentum_buffer"] = or_zeros(self.state[param].get("momentum_buffer"), param)
         return buffer
-
-    def _name(self, params: list[Tensor], chosen: int) -> str:
-        for index, group in enumerate(self.param_groups):
-            for place, other in enumerate(group["params"]):
-                if other is params[chosen]:
-                    return str(group.get("param_names", {place: f"param_groups[{index}]['params'][{place}]"})[place])
-        raise AssertionError("unreachable: the parameter comes from the groups")
-
-
-def _or_zeros(x: Tensor | None, param: Tensor) -> Tensor:
-    return torch.zeros_like(param.detach()) if x is None else laid_out_like(x, param)

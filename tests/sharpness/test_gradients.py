@@ -189,6 +189,13 @@ def test_a_second_step_needs_a_first(name):
         optimizer.step()
 
 
+def test_a_forgotten_backward_is_told():
+    with pytest.raises(
+        RuntimeError, match=r"SAM: expected gradients to step along, got none in any parameter; call loss"
+    ):
+        make("sam", Net()).first_step()
+
+
 def test_a_first_step_that_was_left_is_taken_back_by_the_next():
     model = Net()
     optimizer = make("sam", model)
