@@ -12,6 +12,7 @@ from torch import Tensor
 from bdfast import ops
 from bdfast.ops.perturb import Mode, Scope
 from bdfast.sharpness.finite import check_finite
+from bdfast.sharpness.fused_sgd import sgd_step
 from bdfast.sharpness.lists import (
     euclidean,
     grouped,
@@ -241,7 +242,9 @@ class SharpOptimizer(torch.optim.Optimizer):
             saved = [self._saved[param] if param in moved else param.detach() for param in params]
             self._moved = list(moved - set(params))
             self.restore()  # what moved and got no gradient since
-            self._fused(stepping, saved, seconds, firsts if alpha != 1 else None, alpha)
+            references = [self._reference(param) for param in params]
+            mixed = firsts if alpha != 1 else None
+            self._stepped(params, sgd_step(self.state, stepping, saved, seconds, mixed, references, alpha=alpha))
         else:
             if alpha != 1:
                 torch._foreach_lerp_(seconds, firsts, 1 - alpha)
@@ -251,45 +254,6 @@ class SharpOptimizer(torch.optim.Optimizer):
             self.base_optimizer.step()
             self._stepped(params, None)
         self._moved, self._first = [], {}
-
-    def _fused(
-        self,
-        stepping: list[tuple[Group, Tensor]],
-        saved: list[Tensor],
-        seconds: list[Tensor],
-        firsts: list[Tensor] | None,
-        alpha: float,
-    ) -> None:
-        keys = []
-        for group, param in stepping:
-            # torch's SGD leaves the dampening out of the first step.
-            fresh = self.state[param].get("momentum_buffer") is None
-            dampening = 0.0 if fresh else group["dampening"]
-            names = ("lr", "momentum", "nesterov", "weight_decay", "maximize")
-            keys.append((*(float(group[name]) for name in names), dampening, *kind(param)))
-        squared = []
-        for key, places in grouped(zip(keys, range(len(keys)), strict=True)).items():
-            lr, momentum, nesterov, weight_decay, maximize, dampening, *_ = key
-            params = [stepping[i][1] for i in places]
-            references = [self._reference(param) for param in params]
-            distance = ops.sharp_step_(
-                [with_rows(param.detach()) for param in params],
-                [with_rows(saved[i]) for i in places],
-                [with_rows(seconds[i]) for i in places],
-                [with_rows(self._momentum_buffer(param)) for param in params] if momentum else None,
-                lr=lr,
-                momentum=momentum,
-                dampening=dampening,
-                nesterov=bool(nesterov),
-                weight_decay=weight_decay,
-                first_grads=None if firsts is None else [with_rows(firsts[i]) for i in places],
-                alpha=alpha,
-                maximize=bool(maximize),
-                reference=None if None in references else [with_rows(x) for x in references],  # type: ignore[arg-type]
-            )
-            squared.append(distance)
-        known = [distance.sqrt() for distance in squared if distance is not None]
-        self._stepped([param for _, param in stepping], euclidean(known) if known else None)
 
     def _steps(self, param: Tensor) -> bool:
         return param.grad is not None or param in self._first
@@ -310,7 +274,3 @@ class SharpOptimizer(torch.optim.Optimizer):
         if param not in self._saved:
             self._saved[param] = torch.empty_like(param.detach())
         return self._saved[param]
-
-    def _momentum_buffer(self, param: Tensor) -> Tensor:
-        buffer = self.state[param]["momentum_buffer"] = or_zeros(self.state[param].get("momentum_buffer"), param)
-        return buffer
