@@ -34,7 +34,7 @@ class FTSAM(FineTuning):
 
     Attributes:
         rho: Radius of the perturbation; left out, `bdfast.selection` chooses it from clean data; published: 2 on
-            CIFAR-10, 8 on GTSRB and Tiny ImageNet, at a fifth of this lr.
+            CIFAR-10, 8 on GTSRB and Tiny ImageNet, at a tenth of this lr.
         adaptive: Perturb each weight in proportion to its square (ASAM).
         rho_min: What rho falls to, in proportion to the learning rate; left out, rho stays.
         surrogate_gap: The alpha of GSAM; published: 0.
@@ -55,6 +55,8 @@ class FTSAM(FineTuning):
     }
     """Those of the published code for CIFAR-10, beside its rho of 2: `purify(..., method="ft_sam", rho=2, **...)`."""
 
+    epochs: int = 15
+    lr: float = 0.1
     rho: float | None = None
     adaptive: bool = True
     rho_min: float | None = None
@@ -62,7 +64,7 @@ class FTSAM(FineTuning):
     compat: Literal["official"] | None = None
 
     strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (1.0, 1.25, 1.5, 1.75, 2.0)
+    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0)
 
     def __post_init__(self) -> None:
         for name in ("rho", "rho_min"):

@@ -64,6 +64,7 @@ class PathAwareTuning(FineTuning):
     rho: float | None = None
     rounds: int = 2
     epochs: int = 5
+    lr: float = 0.02
     weight_decay: float = 0.0
     triggered_share: float = 0.1
     target: int | None = None

@@ -18,6 +18,7 @@ class SAMTuning(FTSAM):
 
     paper = "Foret et al., ICLR 2021, arXiv 2010.01412"
 
+    epochs: int = 10
     lr: float = 0.01
     rho: float | None = 0.05
     adaptive: bool = False

@@ -99,8 +99,8 @@ def test_ft_sam_has_a_radius_that_follows_the_learning_rate(clean):
         patched.setattr(FTSAM, "before_step", watched)
         fine_tuned(defense, clean)
     assert len(seen) == 20
-    assert all(rho == pytest.approx(0.5 + 1.5 * lr / 0.05) for lr, rho in seen)
-    assert seen[0] == (0.05, 2.0)
+    assert all(rho == pytest.approx(0.5 + 1.5 * lr / 0.1) for lr, rho in seen)
+    assert seen[0] == (0.1, 2.0)
     assert seen[-1][1] < 1
 
 
