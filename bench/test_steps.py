@@ -3,7 +3,8 @@
 The gradients are given; between the two halves of a step a backward pass would write the second ones. The published
 ways are plain transcriptions of their loops: a copy of the model, Python over the parameters, a tensor per operation.
 "foreach" keeps its arguments and makes new tensors, as torch's optimizers do; "foreach in place" makes as few as it
-can, keeps the place of the saved weights as bdfast does, and spends the gradients.
+can, keeps the place of the saved weights as bdfast does, and spends the gradients. "optimizer" is the class of
+`bdfast.sharpness` around the ops of ours, which also looks whether the last gradient is finite.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bdfast import ops
+from bdfast.sharpness import PAM, SAM, GradientNorm, SharpOptimizer
 from bench import lists
 from bench.compare import COPYING, OURS, assert_close, same_results
 
@@ -179,6 +181,32 @@ class PamOurs:
         self.norm = squared.sqrt()
 
 
+class AsOptimizer:
+    """The optimizer on the tensors of a list, with their momentum; the gradients are put where backward would."""
+
+    def __init__(self, make: Callable[[list[Tensor], Lists], SharpOptimizer], state: Lists) -> None:
+        self.params = [torch.nn.Parameter(param) for param in state["params"]]
+        self.optimizer = make(self.params, state)
+        for param, buffer in zip(self.params, state["buffers"], strict=True):
+            self.optimizer.state[param]["momentum_buffer"] = buffer
+
+    def __call__(self, first: list[Tensor], second: list[Tensor]) -> None:
+        for gradients, step in ((first, self.optimizer.first_step), (second, self.optimizer.second_step)):
+            for param, gradient in zip(self.params, gradients, strict=True):
+                param.grad = gradient
+            step()
+
+
+SGD = {"lr": LR, "momentum": MOMENTUM}
+OPTIMIZERS: dict[str, Callable[[list[Tensor], Lists], SharpOptimizer]] = {
+    "TSBD step": lambda params, state: GradientNorm(
+        params, torch.optim.SGD, rho=RHO, alpha=ALPHA, scope="tensor", **SGD
+    ),
+    "FT-SAM step": lambda params, state: SAM(
+        params, torch.optim.SGD, rho=RHO, adaptive=True, weight_decay=DECAY, **SGD
+    ),
+    "PAM step": lambda params, state: PAM(params, torch.optim.SGD, reference=state["end"], rho=RHO, **SGD),
+}
 Step = Callable[..., None]
 # Bytes that each parameter costs at the least; the published step, torch's, torch's in place, and ours.
 STEPS: dict[str, tuple[int, Step, Step, Step, Callable[[], Step]]] = {
@@ -205,8 +233,10 @@ def test_step(compare, step, case):
     def run_ours() -> None:
         with_saved(ours, state)
 
+    optimizer = AsOptimizer(OPTIMIZERS[step], state)
     ways = {
         OURS: run_ours,
+        "optimizer": lambda: optimizer(state["first"], state["second"]),
         "published": lambda: published(**state),
         "foreach": lambda: foreach(**state),
         "foreach in place": lambda: with_saved(in_place, spent),

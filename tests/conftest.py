@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bdfast.ops.backends import ORDER, backends, use_backend
 
@@ -67,3 +68,32 @@ def backend(request: pytest.FixtureRequest, skip_without: Callable) -> Iterator[
     skip_without(request.param, backends()[request.param].reason)
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Attacker's and defender's images, and the test set."""
+    from bdfast.data.sources import _digits
+
+    training, test = _digits()
+    clean = torch.arange(len(training)) % 4 == 0
+    return training.subset(~clean), training.subset(clean), test
+
+
+@pytest.fixture(scope="session")
+def backdoored(digits):
+    """A small network with a working backdoor, and what it does."""
+    import bdfast
+    from bdfast.attacks.training import train
+    from bdfast.models import PreActResNet18
+
+    attacker, _, test = digits
+    attack = bdfast.BadNets(size=2)
+    with bdfast.training.seeded(0, torch.device("cpu")):
+        model = PreActResNet18(10, width=8, in_channels=1)
+    train(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
+    judge = bdfast.Evaluator(test, bdfast.Triggered(test, attack))
+    before = judge(model)
+    assert before.acc > 0.9
+    assert before.asr > 0.95
+    return model.eval(), judge, before

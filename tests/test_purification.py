@@ -6,35 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bdfast
-from bdfast.attacks.training import train
-from bdfast.data.sources import _digits
 from bdfast.defenses import fine_tuning
 from bdfast.models import PreActResNet18
 from bdfast.sharpness import GradientNorm
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """Attacker's and defender's images, and the test set."""
-    training, test = _digits()
-    clean = torch.arange(len(training)) % 4 == 0
-    return training.subset(~clean), training.subset(clean), test
-
-
-@pytest.fixture(scope="module")
-def backdoored(digits):
-    """A small network with a working backdoor, and what it does."""
-    attacker, _, test = digits
-    attack = bdfast.BadNets(size=2)
-    with bdfast.training.seeded(0, torch.device("cpu")):
-        model = PreActResNet18(10, width=8, in_channels=1)
-    train(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
-    judge = bdfast.Evaluator(test, bdfast.Triggered(test, attack))
-    before = judge(model)
-    assert before.acc > 0.9
-    assert before.asr > 0.95
-    return model.eval(), judge, before
-
 
 QUICK = {"batch_size": 64, "amp": False, "unlearn_lr": 1e-3, "epochs": 12}
 

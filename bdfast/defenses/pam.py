@@ -53,13 +53,15 @@ class PathAwareTuning(FineTuning):
         "lr": 0.01,
         "schedule": "constant",
         "momentum": 0.1,
+        "triggered_share": 0.2,
         "distill": 0.0,
         "overlay": 0.0,
         "invert_epochs": 30,
         "bn": "official",
         "compat": "official",
     }
-    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.defenses.PathAwareTuning...)`."""
+    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.PathAwareTuning.PUBLISHED)`. The
+    inversion keeps the bounds, learning rates and width of `bdfast.BTIDBF`."""
 
     rho: float | None = None
     rounds: int = 2

@@ -24,8 +24,8 @@ def sharpness(landscape: Landscape, *, width: float = WIDE) -> Figure:
     """
     figure = Figure(figsize=(width, 2.6), layout="constrained")
     axes = figure.subplots()
-    for name, colour, losses in zip(("before", "after"), (BEFORE, AFTER), landscape.losses, strict=True):
-        _line(axes, landscape.radii, losses, colour, f"{name} ({losses[-1]:.2g})")
+    rows = zip(("before", "after"), (BEFORE, AFTER), landscape.losses, strict=True)
+    _lines(axes, landscape.radii, [(f"{name} ({losses[-1]:.2g})", colour, losses) for name, colour, losses in rows])
     axes.set(ylim=(0, None))
     axes.set_xlabel("distance from the weights, along the gradient", loc="left")
     axes.set_ylabel("loss on clean images")
@@ -43,20 +43,25 @@ def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
     figure = Figure(figsize=(width, 2.8), layout="constrained")
     axes = figure.subplots()
     ts = [t for t, _ in landscape.path]
+    rows = []
     for label, colour, key in (("ACC", INK, "acc"), ("ASR", BEFORE, "asr")):
         values = [getattr(metrics, key) for _, metrics in landscape.path]
         if None not in values:
-            _line(axes, ts, [100 * value for value in values], colour, f"{label} {percent(values[-1])}")
+            rows.append((f"{label} {percent(values[-1])}", colour, [100 * value for value in values]))
+    _lines(axes, ts, rows)
     axes.set(ylim=(0, 100), yticks=range(0, 101, 25), xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("0: handed in; 1: purified", loc="left")
     axes.set_ylabel("share of images (%)")
     return figure
 
 
-def _line(axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str, label: str) -> None:
-    axes.plot(xs, ys, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
-    put: dict[str, Any] = {"textcoords": "offset points", "va": "center", "weight": "bold", "color": colour}
-    axes.annotate(label, (xs[-1], ys[-1]), (7, 0), annotation_clip=False, **put)
+def _lines(axes: Axes, xs: Sequence[float], rows: list[tuple[str, str, Sequence[float]]]) -> None:
+    """Lines with their labels at the end, the upper one a little higher so that they never cover each other."""
+    highest = max(ys[-1] for _, _, ys in rows)
+    for label, colour, ys in rows:
+        axes.plot(xs, ys, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
+        put: dict[str, Any] = {"textcoords": "offset points", "va": "center", "weight": "bold", "color": colour}
+        axes.annotate(label, (xs[-1], ys[-1]), (7, 5 if ys[-1] == highest else -5), annotation_clip=False, **put)
     axes.grid(axis="y")
     axes.tick_params(colors=MUTED)
     axes.spines["left"].set_visible(False)
