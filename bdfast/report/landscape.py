@@ -55,7 +55,7 @@ def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, xs: Sequence[float], rows: list[tuple[str, str, Sequence[float]]]) -> None:
+def _lines(axes: Axes, xs: Sequence[float], rows: Sequence[tuple[str, str, Sequence[float]]]) -> None:
     """Lines with their labels at the end, the upper one a little higher so that they never cover each other."""
     highest = max(ys[-1] for _, _, ys in rows)
     for label, colour, ys in rows:
