@@ -82,9 +82,10 @@ def published(model: nn.Module, data: Batches, steps: int, seed: int, clock: Clo
             with clock("steps"):
                 optimizer.step()
             done += 1
+    given = copy.deepcopy(model)
     with clock("ranking and zeroing"):
         zero(model, unlearned)
-    return fine_tuned(model, copy.deepcopy(model) if DEFENSE.distill else model, data, run, clock)
+    return fine_tuned(model, given, data, run, clock)
 
 
 def zero(model: nn.Module, unlearned: nn.Module) -> None:
