@@ -34,6 +34,8 @@ class Bytes(TorchDispatchMode):
             params, dirs, saved, norm, _, mode, *_ = sizes[:4] + [a[0] for a in arguments[4:]]
             first = 0 if norm else dirs + (0 if mode == "sam" else params)
             self._count(name, first + 2 * params + dirs + saved)
+        elif name == "neuron_norms":
+            self._count(name, sum(sizes[:2]))
         elif name == "sharp_step_":
             params, saved, second, buffers, first, reference = sizes[:6]
             self._count(name, params + saved + second + 2 * buffers + first + reference)
