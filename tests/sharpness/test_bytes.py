@@ -89,9 +89,9 @@ def test_a_step_moves_what_it_must(name, skip_without):
 
     first = step()
     # The saved weights and the momentum; of the latter SGD has as much.
-    assert first.made == pytest.approx(2 * size, rel=0.001)
+    assert first.made == pytest.approx(2 * size, rel=0.005)
     again = step()
-    assert again.moved / size * 4 == pytest.approx(expected + FINITE, rel=0.001)
-    assert again.made < 0.001 * size
+    assert again.moved / size * 4 == pytest.approx(expected + FINITE, rel=0.005)
+    assert again.made < 0.005 * size  # sums over neurons
     assert sum(buffer.nbytes for buffer in optimizer._saved.values()) == size
     assert again.calls.count("perturb_") == again.calls.count("sharp_step_") == 1
