@@ -25,7 +25,7 @@ def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
 def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
     """The same for tensors of any kind, which the message calls `what`; `name` is asked for that of a bad one."""
     for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():
-        # A sum over each neuron: the fused op makes these at the speed of the memory, `_foreach_norm` at a third of it.
+        # A sum over each neuron: the fused op makes these at the speed of the memory, `_foreach_norm` well below it.
         sums = ops.neuron_norms([with_rows(tensors[place]) for place in places], ord=1)
         if bool(sums.isfinite().all()):
             continue
