@@ -173,6 +173,7 @@ MAKERS = {
         params, torch.optim.SGD, rho=0.05, alpha=0.7, scope="tensor", **options
     ),
     "pam": lambda params, reference, **options: PAM(params, torch.optim.SGD, reference=reference, rho=0.1, **options),
+    "adamw": lambda params, reference, **options: SAM(params, torch.optim.AdamW, rho=0.1, lr=0.01),
 }
 
 
