@@ -37,12 +37,8 @@ HISTORY = [
 ]
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
 AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
-SURROUNDINGS = Landscape(
-    radii=[0.0, 0.5, 1.0],
-    losses=([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]),
-    path=[(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)],
-    note="Measured on 3 images.",
-)
+PATH = [(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)]
+SURROUNDINGS = Landscape([0.0, 0.5, 1.0], ([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]), PATH, "Measured on 3 images.")
 
 
 def make_result(**changes):
