@@ -30,7 +30,7 @@ from bdfast.training import derived_seed, seeded
 
 Flat = tyro.conf.arg(name="")
 
-SURVEYED = 1000
+SURVEYED = 500
 """Images on which the report's landscape is measured."""
 
 
