@@ -125,7 +125,7 @@ def survey(
     clean: Dataset[Any],
     *,
     note: str,
-    reach: float = 0.05,
+    reach: float = 0.01,
     points: int = 11,
 ) -> Landscape:
     """Both for the report: the loss up to `reach` times the norm of the first network's weights, and the path."""

@@ -56,12 +56,15 @@ def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
 
 
 def _lines(axes: Axes, xs: Sequence[float], rows: Sequence[tuple[str, str, Sequence[float]]]) -> None:
-    """Lines with their labels at the end, the upper one a little higher so that they never cover each other."""
-    highest = max(ys[-1] for _, _, ys in rows)
+    """Lines with their labels at the end; where these are close, one goes up and one down."""
+    ends = [ys[-1] for _, _, ys in rows]
+    apart = 6 if max(ends) - min(ends) < 0.1 * max(max(ys) for _, _, ys in rows) else 0
     for label, colour, ys in rows:
         axes.plot(xs, ys, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
         put: dict[str, Any] = {"textcoords": "offset points", "va": "center", "weight": "bold", "color": colour}
-        axes.annotate(label, (xs[-1], ys[-1]), (7, 5 if ys[-1] == highest else -5), annotation_clip=False, **put)
+        axes.annotate(
+            label, (xs[-1], ys[-1]), (7, apart if ys[-1] == max(ends) else -apart), annotation_clip=False, **put
+        )
     axes.grid(axis="y")
     axes.tick_params(colors=MUTED)
     axes.spines["left"].set_visible(False)
