@@ -129,7 +129,7 @@ def survey(
     points: int = 11,
 ) -> Landscape:
     """Both for the report: the loss up to `reach` times the norm of the first network's weights, and the path."""
-    norm = torch.stack([parameter.detach().float().norm() for parameter in before.parameters()]).norm()
+    norm = nn.utils.get_total_norm([parameter.detach() for parameter in before.parameters()])
     radii = torch.linspace(0, reach * float(norm), points).tolist()
     return Landscape(
         radii=radii,

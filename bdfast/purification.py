@@ -107,7 +107,8 @@ def purify(
         parameter.grad = None
     return PurifyResult(
         model=target,
-        method=next(name for name, cls in METHODS.items() if type(defense) is cls),
+        # A defense of the user's own, or one derived from ours, goes by the name of its class.
+        method=next((name for name, cls in METHODS.items() if type(defense) is cls), type(defense).__name__),
         scores=outcome.scores,
         neurons=outcome.neurons,
         history=run.history,

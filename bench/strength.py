@@ -49,11 +49,11 @@ class Study:
     table: bool = False
 
 
-def backdoored(scene: Scene, study: Study) -> nn.Module:
-    path = study.networks and study.networks / f"{study.attack}-{study.seed}.safetensors"
+def backdoored(scene: Scene, attack: str, seed: int, networks: Path | None) -> nn.Module:
+    path = networks and networks / f"{attack}-{seed}.safetensors"
     if path and path.exists():
         return load_into(scene.spec.build(), path).to(memory_format=torch.channels_last).eval()
-    model = plant(scene, study.seed, Output())
+    model = plant(scene, seed, Output())
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(model, path)
@@ -66,7 +66,7 @@ def main() -> None:
         print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
         return
     scene = set_up(study.attack, study.seed, 0.05)
-    model = backdoored(scene, study)
+    model = backdoored(scene, study.attack, study.seed, study.networks)
     judge = bdfast.Evaluator(scene.source.test, scene.triggered)
     before = judge(model)
     print(before)

@@ -30,7 +30,6 @@ from bdfast.data.batches import Batches
 from bdfast.guided_loss import GuidedLoss
 from bdfast.sharpness import SharpOptimizer
 from bdfast.training import RECENT, Run, derived_seed, seeded
-from bench.strength import Study as Network
 from bench.strength import backdoored, commit
 
 RESULTS = Path(__file__).parent / "results" / "whole_tsbd.jsonl"
@@ -168,7 +167,7 @@ def ours(model: nn.Module, clean: object, seed: int, clock: Clock) -> bdfast.Pur
 def main() -> None:
     study = tyro.cli(Study, description=__doc__)
     scene = set_up(study.attack, study.seed, 0.05)
-    model = backdoored(scene, Network(attack=study.attack, seed=study.seed, networks=study.networks))
+    model = backdoored(scene, study.attack, study.seed, study.networks)
     judge = bdfast.Evaluator(scene.source.test, scene.triggered)
     before = judge(model)
     data = Batches(scene.clean, device="cpu")

@@ -206,4 +206,4 @@ class FineTuning(Defense):
 def moved(model: nn.Module, given: nn.Module, chosen: dict[str, Any], found: dict[str, Any]) -> Outcome:
     """The outcome of a method that resets no neuron: how far each one has moved."""
     scores = neuron_weight_change(model, given)
-    return Outcome(scores, torch.zeros(len(scores), dtype=torch.bool), chosen, found)
+    return Outcome(scores, torch.zeros_like(scores.values, dtype=torch.bool), chosen, found)

@@ -164,7 +164,9 @@ class TSBD(FineTuning):
             self._reinitialize(candidate, scores, n, unlearned, model)
             self.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
 
-        return choose_strength("n", self.ladder, attempt, model, clean, run, max_accuracy_drop=self.max_accuracy_drop)
+        return choose_strength(
+            self.strength, self.ladder, attempt, model, clean, run, max_accuracy_drop=self.max_accuracy_drop
+        )
 
     def _reinitialize(
         self, model: nn.Module, scores: NeuronScores, n: float, unlearned: nn.Module, given: nn.Module

@@ -77,7 +77,7 @@ class BTIDBF:
 
     Attributes:
         target: The label of the trigger where it is known.
-        detect: How it is found out. "scan": the class that one change for all images reaches first
+        detect: How it is found out. "scan": the class that one change leads all images to with the least loss
             (`bdfast.inversion.scan`); the generator is then led there from the start. "histogram": as published, the
             class that an unled generator turns most images into. On the networks of the demo an unled generator went
             elsewhere (docs/sharpness.md).

@@ -80,7 +80,6 @@ def render(
         "chosen": next((probe for probe in tried if probe.chosen), None),
         "lowest": lowest,
         "curves": curves,
-        "found": result.found,
         "surroundings": surroundings,
         "examples": None if examples is None else _examples(examples),
         "method": result.method,

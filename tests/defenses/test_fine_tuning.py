@@ -89,6 +89,14 @@ def test_baselines_train_on_the_labels_alone(method, digits, backdoored):
     assert {id(module) for module in asked} == {id(result.model)}
 
 
+def test_a_defense_of_ones_own_goes_by_the_name_of_its_class(digits, backdoored):
+    class Mine(bdfast.FTSAM):
+        pass
+
+    result = bdfast.purify(backdoored[0], digits[1], method=Mine(rho=0.5, epochs=1), **QUICK)
+    assert result.method == "Mine"
+
+
 def test_a_network_without_batchnorm_or_convolutions():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
