@@ -1,10 +1,28 @@
-"""What there is: the methods of every verb, with paper and options."""
+"""Lists every method with its verb, paper and options; and takes in those of users."""
 
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from bdfast import attacks, defenses
-from bdfast.names import nearest
+from bdfast.attacks import Attack
+from bdfast.defenses import Defense
+from bdfast.errors import nearest
+
+
+class _Verb(NamedTuple):
+    methods: dict[str, Any]
+    base: type
+
+
+# The dictionaries of the packages themselves, so that a registered method is known wherever these are read.
+_VERBS = {"poison": _Verb(attacks.METHODS, Attack), "purify": _Verb(defenses.METHODS, Defense)}
+
+Class = TypeVar("Class", bound=type)
 
 
 @dataclass(frozen=True)
@@ -15,33 +33,99 @@ class Method:
         name: What to pass as `method=`.
         verb: "poison" or "purify".
         summary: First sentence of its documentation.
+        paper: Where it was published; empty where the class does not say.
         options: Every option with its default.
     """
 
     name: str
     verb: str
     summary: str
+    paper: str
     options: dict[str, Any]
 
 
-_ROOMS: dict[str, dict[str, type]] = {"poison": {**attacks.METHODS}, "purify": {**defenses.METHODS}}
-
-
 def list_methods(verb: str | None = None) -> list[Method]:
-    """All methods, or those of one verb ("poison", "purify").
+    """All methods, or those of one verb ("poison", "purify"), registered ones included.
 
     Raises:
         ValueError: There is no such verb.
     """
-    if verb is not None and verb not in _ROOMS:
-        raise ValueError(f"verb: expected one of {', '.join(_ROOMS)}, got {verb!r}; {nearest(verb, _ROOMS)}")
     return [
-        Method(name, room, " ".join((cls.__doc__ or "").split("\n\n")[0].split()), _options(cls))
-        for room, methods in _ROOMS.items()
-        if verb in (None, room)
-        for name, cls in methods.items()
+        Method(name, room, _summary(cls), getattr(cls, "paper", ""), _options(cls))
+        for room in (_VERBS if verb is None else [_known(verb)])
+        for name, cls in _VERBS[room].methods.items()
     ]
 
 
+def register(verb: str, name: str) -> Callable[[Class], Class]:
+    """Decorator that makes a method of your own known under `name`: to `purify`, the command line and the report.
+
+        @bdfast.register("purify", "mine")
+        @dataclass(frozen=True)
+        class Mine(bdfast.defenses.Defense):
+            lr: float = 0.01
+
+            def run(self, model, clean, run):
+                ...
+                return bdfast.defenses.Outcome()
+
+    The command line learns of it with `bdfast --import my_file.py purify mine ...`.
+
+    Args:
+        verb: "purify" for a `bdfast.defenses.Defense`, "poison" for a `bdfast.attacks.Attack`.
+        name: Lower-case letters, digits, "_" and "-".
+
+    Raises:
+        ValueError: The verb is unknown, or the name has other characters or is taken by another class.
+        TypeError: The class is no frozen dataclass of that kind, or leaves out a method that it has to have.
+    """
+    methods, base = _VERBS[_known(verb)]
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError(f"name: expected lower-case letters, digits, '_' and '-', got {name!r}; choose such a name.")
+
+    def take_in(cls: Class) -> Class:
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise TypeError(
+                f"{name}: expected a subclass of {base.__module__}.{base.__name__}, got {cls!r}; derive it."
+            )
+        if (
+            not is_dataclass(cls)
+            or "__dataclass_fields__" not in vars(cls)
+            or not vars(cls)["__dataclass_params__"].frozen
+        ):
+            raise TypeError(
+                f"{name}: expected a dataclass, whose fields are its options, got {cls.__name__}, which is none; put "
+                "@dataclass(frozen=True) below @bdfast.register(...)."
+            )
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise TypeError(f"{name}: expected a class with all its methods, got one without {missing}; write them.")
+        taken = methods.get(name)
+        # A cell of a notebook that is run again defines the same class anew.
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"name: expected one that is free, got {name!r}, which is {taken.__name__}; take another.")
+        methods[name] = cls
+        return cls
+
+    return take_in
+
+
+def _known(verb: str) -> str:
+    if verb not in _VERBS:
+        raise ValueError(f"verb: expected one of {', '.join(_VERBS)}, got {verb!r}; {nearest(verb, _VERBS)}")
+    return verb
+
+
+def _summary(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
 def _options(cls: type) -> dict[str, Any]:
-    return {field.name: None if field.default is MISSING else field.default for field in fields(cls)}
+    return {
+        field.name: field.default_factory()
+        if field.default_factory is not MISSING
+        else None
+        if field.default is MISSING
+        else field.default
+        for field in fields(cls)
+    }

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bdfast.batchnorm import recalibrate
 from bdfast.data.batches import Batches
-from bdfast.training import Run, derived_seed
+from bdfast.training import Probe, Run
+from bdfast.training.batchnorm import recalibrate
+from bdfast.training.seeds import derived_seed
 
 PROBE_EPOCHS = 6
 """Epochs of the fine-tuning in a probe."""
@@ -79,9 +80,9 @@ def choose_strength(
         option: Name of the option that is the method's strength.
         ladder: Its values, weak to strong.
         attempt: Purifies a copy of `model` on the images that it is given, with `PROBE_EPOCHS` of fine-tuning.
-        model: The network as it was handed in; only read.
+        model: The original model; only read.
         clean: The clean set.
-        run: Seed, history and journal.
+        run: Seed, history and checkpoints.
         max_accuracy_drop: The budget, as a fraction.
     """
     tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "split"))
@@ -94,7 +95,5 @@ def choose_strength(
 
     choice = strongest_within(ladder, probe, max_accuracy_drop=max_accuracy_drop)
     for value, accuracy in sorted(choice.probes.items()):
-        kept, chosen = accuracy >= choice.floor, value == choice.strength
-        row = {"stage": "probe", "option": option, "value": value, "accuracy": accuracy, "kept": kept, "chosen": chosen}
-        run.history.append(row)
+        run.history.append(Probe(option, value, accuracy, choice.floor, chosen=value == choice.strength))
     return choice.strength

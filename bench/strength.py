@@ -19,13 +19,10 @@ from typing import Any
 
 import torch
 import tyro
-from torch import nn
 
 import bdfast
-from bdfast.cli.demo import Scene, plant, set_up
-from bdfast.cli.terminal import Output
 from bdfast.defenses import METHODS
-from bdfast.io import load_into, save_weights
+from bdfast.training import Probe
 
 RESULTS = Path(__file__).parent / "results" / "strength.jsonl"
 
@@ -49,15 +46,10 @@ class Study:
     table: bool = False
 
 
-def backdoored(scene: Scene, attack: str, seed: int, networks: Path | None) -> nn.Module:
-    path = networks and networks / f"{attack}-{seed}.safetensors"
-    if path and path.exists():
-        return load_into(scene.spec.build(), path).to(memory_format=torch.channels_last).eval()
-    model = plant(scene, seed, Output())
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(model, path)
-    return model
+def scenario_of(attack: str, seed: int, networks: Path | None) -> bdfast.Scenario:
+    """The demo's network and data; the network from `networks`, where it lies there."""
+    weights = networks and networks / f"{attack}-{seed}.safetensors"
+    return bdfast.backdoored(attack, seed=seed, weights=weights)
 
 
 def main() -> None:
@@ -65,17 +57,17 @@ def main() -> None:
     if study.table:
         print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
         return
-    scene = set_up(study.attack, study.seed, 0.05)
-    model = backdoored(scene, study.attack, study.seed, study.networks)
-    judge = bdfast.Evaluator(scene.source.test, scene.triggered)
+    scenario = scenario_of(study.attack, study.seed, study.networks)
+    model = scenario.model
+    judge = bdfast.Evaluator(scenario.test, scenario.triggered)
     before = judge(model)
     print(before)
-    option = METHODS[study.method].strength
+    option = getattr(METHODS[study.method], "strength", "")
 
     def purified(**options: float) -> dict[str, Any]:
-        result = bdfast.purify(model, scene.clean, method=study.method, seed=study.seed, progress=True, **options)
+        result = bdfast.purify(model, scenario.clean, method=study.method, seed=study.seed, progress=True, **options)
         row = {"value": result.options.get(option), **judge(result.model, baseline=before).as_dict()}
-        probes = {probe["value"]: probe["accuracy"] for probe in result.history if probe["stage"] == "probe"}
+        probes = {probe.value: probe.accuracy for probe in result.history if isinstance(probe, Probe)}
         print(row, flush=True)
         return {**row, "probes": probes, "found": result.found, "seconds": result.seconds, "options": result.options}
 

@@ -4,7 +4,7 @@ The gradients are given; between the two halves of a step a backward pass would 
 ways are plain transcriptions of their loops: a copy of the model, Python over the parameters, a tensor per operation.
 "foreach" keeps its arguments and makes new tensors, as torch's optimizers do; "foreach in place" makes as few as it
 can, keeps the place of the saved weights as bdfast does, and spends the gradients. "optimizer" is the class of
-`bdfast.sharpness` around the ops of ours, which also looks whether the last gradient is finite.
+`bdfast.optim` around the ops of ours, which also looks whether the last gradient is finite.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdfast import ops
-from bdfast.sharpness import PAM, SAM, GradientNorm, SharpOptimizer
+from bdfast.optim import PAM, SAM, GradientNorm, SharpOptimizer
 from bench import lists
 from bench.compare import COPYING, OURS, assert_close, same_results
 

@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.whole_tsbd --attack badnets --seed 0  # about four minutes; appended to the results
 
 Same network, images, augmentation, loss, learning rates, epochs and n; what differs is how it is done. The published
-way computes in float32 in the default memory layout, keeps changes and gradients in Python lists, copies the model in
-every step, and makes a third pass for the BatchNorm statistics. Both are judged on the triggered test set afterwards.
+way computes in float32 in the default memory format, keeps changes and gradients in Python lists, copies the model in
+every step, and makes a third pass for the BatchNorm statistics. Both are then evaluated on triggered images.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import bdfast
-from bdfast.cli.demo import set_up
 from bdfast.data.batches import Batches
-from bdfast.guided_loss import GuidedLoss
-from bdfast.sharpness import SharpOptimizer
-from bdfast.training import RECENT, Run, derived_seed, seeded
-from bench.strength import backdoored, commit
+from bdfast.defenses.distillation import DistillationLoss
+from bdfast.optim import SharpOptimizer
+from bdfast.training import Epoch, Run
+from bdfast.training.loop import RECENT
+from bdfast.training.seeds import derived_seed, seeded
+from bench.strength import commit, scenario_of
 
 RESULTS = Path(__file__).parent / "results" / "whole_tsbd.jsonl"
 N, M = 0.3, 0.7
-DEFENSE = bdfast.TSBD(n=N, m=M)
+DEFENSE = bdfast.TSBDDefense(n=N, m=M)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def zero(model: nn.Module, unlearned: nn.Module) -> None:
 
 def fine_tuned(model: nn.Module, given: nn.Module, data: Batches, run: Run, clock: Clock) -> nn.Module:
     augment = bdfast.Augmentation()
-    loss = GuidedLoss(run, given, DEFENSE.distill, DEFENSE.overlay)
+    loss = DistillationLoss(run, teacher=given, distill=DEFENSE.distill, overlay=DEFENSE.overlay)
     optimizer = torch.optim.SGD(model.parameters(), lr=DEFENSE.lr, momentum=DEFENSE.momentum)
     for epoch in range(DEFENSE.epochs):
         optimizer.param_groups[0]["lr"] = DEFENSE.lr * (1 + math.cos(math.pi * epoch / DEFENSE.epochs)) / 2
@@ -166,17 +167,17 @@ def ours(model: nn.Module, clean: object, seed: int, clock: Clock) -> bdfast.Pur
 
 def main() -> None:
     study = tyro.cli(Study, description=__doc__)
-    scene = set_up(study.attack, study.seed, 0.05)
-    model = backdoored(scene, study.attack, study.seed, study.networks)
-    judge = bdfast.Evaluator(scene.source.test, scene.triggered)
+    scenario = scenario_of(study.attack, study.seed, study.networks)
+    model = scenario.model
+    judge = bdfast.Evaluator(scenario.test, scenario.triggered)
     before = judge(model)
-    data = Batches(scene.clean, device="cpu")
+    data = Batches(scenario.clean, device="cpu")
     clocks = {"ours": Clock(), "published": Clock()}
     rows = {}
     started = perf_counter()
-    result = ours(model, scene.clean, study.seed, clocks["ours"])
+    result = ours(model, scenario.clean, study.seed, clocks["ours"])
     rows["ours"] = {"seconds": perf_counter() - started, **judge(result.model, baseline=before).as_dict()}
-    unlearning = [row for row in result.history if row["stage"] == "unlearn"]
+    unlearning = [row for row in result.history if isinstance(row, Epoch) and row.stage == "unlearn"]
     per_epoch = -(-len(data) // data.batch_size)
     # Our last epoch ends within; ours counts at least the batches that it is judged by.
     steps = max(RECENT, round((len(unlearning) - 0.5) * per_epoch))

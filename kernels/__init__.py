@@ -10,13 +10,13 @@ from typing import Any
 if __name__ != "bdfast.kernels":
     raise ImportError("This folder is installed as `bdfast.kernels`; import it under that name.")
 
-from bdfast.kernels import kth_largest_change as _kth_largest_change
-from bdfast.kernels import neuron_norms as _neuron_norms
-from bdfast.kernels import perturb as _perturb
-from bdfast.kernels import scale_neurons as _scale_neurons
-from bdfast.kernels import sharp_step as _sharp_step
+from bdfast.kernels import kth_largest_change_kernel as _kth_largest_change
+from bdfast.kernels import neuron_norms_kernel as _neuron_norms
+from bdfast.kernels import perturb_kernel as _perturb
+from bdfast.kernels import scale_neurons_kernel as _scale_neurons
+from bdfast.kernels import sharp_step_kernel as _sharp_step
 from bdfast.kernels import sums as _sums
-from bdfast.kernels import zero_changed as _zero_changed
+from bdfast.kernels import zero_changed_kernel as _zero_changed
 
 # By the names and with the arguments of `bdfast.ops.reference`. The arguments were checked before, and have dense rows.
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -73,9 +73,10 @@ def backend(request: pytest.FixtureRequest, skip_without: Callable) -> Iterator[
 @pytest.fixture(scope="session")
 def digits():
     """Attacker's and defender's images, and the test set."""
-    from bdfast.data.sources import _digits
+    from bdfast.data.sources import digits_source
 
-    training, test = _digits()
+    source = digits_source()
+    training, test = source.train, source.test
     clean = torch.arange(len(training)) % 4 == 0
     return training.subset(~clean), training.subset(clean), test
 
@@ -84,14 +85,15 @@ def digits():
 def backdoored(digits):
     """A small network with a working backdoor, and what it does."""
     import bdfast
-    from bdfast.attacks.training import train
     from bdfast.models import PreActResNet18
+    from bdfast.training import fit
+    from bdfast.training.seeds import seeded
 
     attacker, _, test = digits
     attack = bdfast.BadNets(size=2)
-    with bdfast.training.seeded(0, torch.device("cpu")):
+    with seeded(0, torch.device("cpu")):
         model = PreActResNet18(10, width=8, in_channels=1)
-    train(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
+    fit(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
     judge = bdfast.Evaluator(test, bdfast.Triggered(test, attack))
     before = judge(model)
     assert before.acc > 0.9

@@ -9,13 +9,18 @@ COMMANDS = {
     "demo": "train a backdoored network on Fashion-MNIST, clean it, write a report",
     "purify": "remove a backdoor from a trained network: `bdfast purify METHOD ...`",
     "evaluate": "measure ACC, and ASR and RA under an attack",
-    "doctor": "show versions and which kernels can run here",
+    "doctor": "show versions, which kernels can run here, and how to get those that cannot",
 }
+IMPORT = "--import"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 and one message when something that the user gave is wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    imported = []
+    while given[:1] == [IMPORT] and len(given) > 1:
+        imported.append(given[1])
+        del given[:2]
     command, rest = (given[0], given[1:]) if given else ("--help", [])
     if command in ("-h", "--help"):
         _usage()
@@ -24,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         sys.stdout.write(f"bdfast {__version__}\n")
     elif command in COMMANDS:
-        _run(command, rest)
+        _run(command, rest, imported)
     else:
-        from bdfast.names import nearest
+        from bdfast.errors import nearest
 
         advice = nearest(command, COMMANDS)
         sys.stderr.write(f"bdfast: expected one of {', '.join(COMMANDS)}, got {command!r}; {advice}\n")
@@ -35,16 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _usage() -> None:
     lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    sys.stdout.write("\n".join(["usage: bdfast COMMAND [OPTIONS]", "", *lines, "", "Options: bdfast COMMAND --help\n"]))
+    usage = [f"usage: bdfast [{IMPORT} FILE.py|MODULE] COMMAND [OPTIONS]", "", *lines, ""]
+    ending = [
+        "Options: bdfast COMMAND --help",
+        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`).",
+    ]
+    sys.stdout.write("\n".join([*usage, *ending, ""]))
 
 
-def _run(command: str, arguments: list[str]) -> None:
+def _run(command: str, arguments: list[str], imported: list[str]) -> None:
     # Each command imports what it needs, so that `bdfast --help` answers at once.
     from importlib import import_module
 
-    module = import_module(f"bdfast.cli.{command}")
     try:
-        module.main(arguments)
+        if imported:
+            from bdfast.cli.plugins import import_code
+
+            for name in imported:
+                import_code(name)
+        import_module(f"bdfast.cli.{command}_command").main(arguments)
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         sys.stderr.write(f"bdfast {command}: {error}\n")
         sys.exit(2)

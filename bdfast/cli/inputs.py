@@ -11,8 +11,8 @@ import tyro
 from torch import nn
 from torch.utils.data import Dataset
 
-from bdfast.data.named import named_data
-from bdfast.io.checkpoints import load_into, read_description
+from bdfast.data.named_sets import named_data
+from bdfast.io.weights import load_into, read_description
 from bdfast.models.spec import ModelSpec
 
 

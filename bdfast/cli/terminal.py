@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bdfast.evaluation import Metrics
-from bdfast.progress import Bars, Progress, Silent
+from bdfast.training.progress import Bars, Progress, Silent
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""Data: images in memory, batches on a device, and views of a data set through an attack."""
+"""Data: images in memory, batches on a device, named data sets, augmentation."""
 
 from bdfast.data.images import ImageTensors
-from bdfast.data.poison import Triggered, poisoned
 
-__all__ = ["ImageTensors", "Triggered", "poisoned"]
+__all__ = ["ImageTensors"]

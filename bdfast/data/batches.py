@@ -50,6 +50,7 @@ class Batches:
         if len(data) == 0:
             raise ValueError(f"{name}: expected at least one sample, got an empty data set; pass some images.")
         self.batch_size = batch_size
+        self._numbers = torch.arange(len(data))
         self.data: Any = data.to(self.device) if isinstance(data, ImageTensors) else data
 
     def __len__(self) -> int:
@@ -58,7 +59,11 @@ class Batches:
 
     def ordered(self) -> Iterator[Batch]:
         """Every sample once, in the order of the data."""
-        return self._read(torch.arange(len(self)), self.batch_size)
+        return (batch for _, batch in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[torch.Tensor, Batch]]:
+        """The same with the indices [B] of the samples, in the data that the first `Batches` was made of."""
+        return self._read(torch.arange(len(self)))
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
         """Every sample once, in an order that `seed` fixes; a last batch of one sample is left out.
@@ -68,7 +73,7 @@ class Batches:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if len(order) % self.batch_size == 1 and len(order) > 1:
             order = order[:-1]
-        return self._read(order, self.batch_size)
+        return (batch for _, batch in self._read(order))
 
     def split(self, fraction: float, seed: int) -> tuple[Batches, Batches]:
         """Two disjoint parts; the first has `fraction` of the samples, drawn by `seed`."""
@@ -84,26 +89,28 @@ class Batches:
     def _part(self, indices: torch.Tensor) -> Batches:
         part = object.__new__(Batches)
         part.__dict__.update(self.__dict__)
+        part._numbers = self._numbers[indices]
         if isinstance(self.data, ImageTensors):
             part.data = self.data.subset(indices.to(self.device))
         else:
             part.data = Subset(self.data, indices.tolist())
         return part
 
-    def _read(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
+    def _read(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, Batch]]:
+        numbers = self._numbers[order].split(self.batch_size)
         if isinstance(self.data, ImageTensors):
-            for indices in order.to(self.device).split(batch_size):
-                yield self.data.batch(indices)
+            chunks = order.to(self.device).split(self.batch_size)
+            yield from zip(numbers, map(self.data.batch, chunks), strict=True)
             return
         loader = DataLoader(
             Subset(self.data, order.tolist()),
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             collate_fn=self._collate,
             num_workers=self._workers,
             pin_memory=self.device.type == "cuda",
         )
-        for batch in loader:
-            yield to_device(batch, self.device)
+        for indices, batch in zip(numbers, loader, strict=True):
+            yield indices, to_device(batch, self.device)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ SHA256 = {
 }
 
 
-class SourceUnavailable(Exception):
+class SourceUnavailable(RuntimeError):
     """One way of getting the data did not work; the message says why."""
 
 
@@ -85,9 +85,29 @@ def demo_data(cache: Path | None = None) -> DataSource:
             reasons.append(f"{way}: {' '.join(str(error).split())}")
         else:
             return DataSource("Fashion-MNIST", train, test, f"Fashion-MNIST from {way}")
-    train, test = _digits()
-    message = "scikit-learn's digits (8x8), because Fashion-MNIST was not to be had: " + "; ".join(reasons)
-    return DataSource("digits", train, test, message)
+    digits = digits_source()
+    message = f"{digits.message}, because Fashion-MNIST could not be obtained: " + "; ".join(reasons)
+    return replace(digits, message=message)
+
+
+def digits_source() -> DataSource:
+    """scikit-learn's handwritten digits [1797, 1, 8, 8]; the first 1,500 train, the rest test.
+
+    Raises:
+        SourceUnavailable: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SourceUnavailable(
+            "digits: expected scikit-learn, which carries these images, got none; `pip install scikit-learn`."
+        ) from error
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
+    names = [str(name) for name in digits.target_names]
+    train, test = ImageTensors(images[:1500], labels[:1500], names), ImageTensors(images[1500:], labels[1500:], names)
+    return DataSource("digits", train, test, "scikit-learn's digits (8x8)")
 
 
 def _images(data: FashionMNIST) -> ImageTensors:
@@ -166,19 +186,3 @@ def _apt(work: Path, arguments: list[str]) -> bool:
     except subprocess.TimeoutExpired as error:
         raise SourceUnavailable(f"apt-get {arguments[-1]} took more than {error.timeout:.0f} s") from error
     return done.returncode == 0
-
-
-def _digits() -> tuple[ImageTensors, ImageTensors]:
-    """scikit-learn's handwritten digits [1797, 1, 8, 8]; the first 1,500 train, the rest test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise SourceUnavailable(
-            "demo data: expected Fashion-MNIST or scikit-learn's digits, found neither; connect to the network or "
-            "`pip install scikit-learn`."
-        ) from error
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target)
-    names = [str(name) for name in digits.target_names]
-    return ImageTensors(images[:1500], labels[:1500], names), ImageTensors(images[1500:], labels[1500:], names)

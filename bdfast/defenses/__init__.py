@@ -1,13 +1,29 @@
 """Defenses that purify a trained model with clean data. One file each; names in `METHODS`."""
 
 from bdfast.defenses.base import Defense, Outcome
-from bdfast.defenses.ft import FT
-from bdfast.defenses.ft_sam import FTSAM
-from bdfast.defenses.pam import PathAwareTuning
+from bdfast.defenses.ft import FTDefense
+from bdfast.defenses.ft_sam import FTSAMDefense
+from bdfast.defenses.pam import PAMDefense
 from bdfast.defenses.result import PurifyResult
-from bdfast.defenses.sam import SAMTuning
-from bdfast.defenses.tsbd import TSBD
+from bdfast.defenses.sam import SAMDefense
+from bdfast.defenses.tsbd import TSBDDefense
 
-METHODS: dict[str, type[Defense]] = {"tsbd": TSBD, "ft_sam": FTSAM, "pam": PathAwareTuning, "ft": FT, "sam": SAMTuning}
+METHODS: dict[str, type[Defense]] = {
+    "tsbd": TSBDDefense,
+    "ft_sam": FTSAMDefense,
+    "pam": PAMDefense,
+    "ft": FTDefense,
+    "sam": SAMDefense,
+}
 
-__all__ = ["FT", "FTSAM", "METHODS", "TSBD", "Defense", "Outcome", "PathAwareTuning", "PurifyResult", "SAMTuning"]
+__all__ = [
+    "METHODS",
+    "Defense",
+    "FTDefense",
+    "FTSAMDefense",
+    "Outcome",
+    "PAMDefense",
+    "PurifyResult",
+    "SAMDefense",
+    "TSBDDefense",
+]

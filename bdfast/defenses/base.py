@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from bdfast.data.batches import Batches
-from bdfast.scores import NeuronScores
+from bdfast.neurons import NeuronScores
 from bdfast.training import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """What `run` hands back beside the model, which it changed in place.
+    """What `run` returns beside the model, which it changed in place; all of it may be left out.
 
     Attributes:
-        scores: What the method measured of every neuron.
-        neurons: [R] bool, the neurons that it reset.
+        scores: What the method measured of every neuron; left out, `purify` measures how far each one has moved.
+        neurons: [R] bool, the neurons that it reset; left out, none.
         chosen: Options that the method chose itself, by name.
-        found: What else it found out, such as the target label; fit for JSON.
+        found: What else it found out, such as the target label; must be valid JSON.
     """
 
-    scores: NeuronScores
-    neurons: torch.Tensor
-    chosen: dict[str, Any]
-    found: dict[str, Any]
+    scores: NeuronScores | None = None
+    neurons: torch.Tensor | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,49 @@ class Defense(ABC):
     """A purification method; the fields of a subclass are its options.
 
     Attributes:
-        strength: The option that says how hard the method hits, where `bdfast.selection` may choose it; else empty.
-        ladder: Its values to choose from, weak to strong.
+        paper: Where the method was published.
     """
 
-    paper: ClassVar[str]
-    strength: ClassVar[str] = ""
-    ladder: ClassVar[Sequence[float]] = ()
+    paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:  # noqa: B027, most options need no check
+        """Checks the options; a subclass ends with `super().__post_init__()`."""
 
     @abstractmethod
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place with clean data only.
 
         Args:
-            model: The network, whose modes the caller puts back.
+            model: The network, whose modes the caller restores.
             clean: The clean set; there is no way for triggered or test data to come in.
-            run: Seed, precision, progress, history and journal.
+            run: Seed, precision, progress, history and checkpoints.
         """
+
+    def check_share(self, name: str, *, most: float = 1.0) -> None:
+        """Refuse an option outside [0, most].
+
+        Raises:
+            ValueError: Names the option.
+        """
+        value = getattr(self, name)
+        if not 0 <= value <= most:
+            raise ValueError(f"{name}: expected a share in [0, {most:g}], got {value}; see its default.")
+
+    def check_at_least(self, name: str, least: int) -> None:
+        """Refuse an option below `least`; None passes.
+
+        Raises:
+            ValueError: Names the option.
+        """
+        value = getattr(self, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}; see its default.")
+
+    def check_positive(self, name: str) -> None:
+        """Refuse an option that is not above zero.
+
+        Raises:
+            ValueError: Names the option.
+        """
+        if not getattr(self, name) > 0:
+            raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}; see its default.")

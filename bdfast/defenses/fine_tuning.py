@@ -6,23 +6,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from bdfast.batchnorm import Policy, batchnorms, kept_statistics, recalibrate
 from bdfast.data.batches import Batch, Batches
-from bdfast.defenses.base import Defense, Outcome
-from bdfast.guided_loss import GuidedLoss
-from bdfast.scores import neuron_weight_change
-from bdfast.selection import PROBE_EPOCHS, choose_strength
-from bdfast.sharpness import SharpOptimizer, check_finite_gradients
-from bdfast.training import Run, StepResult, derived_seed
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from bdfast.defenses.base import Defense
+from bdfast.defenses.loss import FineTuningLoss
+from bdfast.ops.finite import check_finite_gradients
+from bdfast.optim import SharpOptimizer
+from bdfast.task import StepResult
+from bdfast.training import Run
+from bdfast.training.batchnorm import Policy, batchnorms, kept_statistics, recalibrate
+from bdfast.training.seeds import derived_seed
 
 Schedule = Literal["cosine", "constant"]
 
@@ -40,68 +38,39 @@ class FineTuning(Defense):
         schedule: How it falls from epoch to epoch: "cosine", to zero, or "constant".
         momentum: Of SGD.
         weight_decay: L2 penalty.
-        distill: Share of the loss that asks for the answers of the model as it was given; published: 0.
-        overlay: Greatest weight of another clean image laid over each; published: 0. See `bdfast.guided_loss` for both.
         label_smoothing: Share of the label that is spread over all classes.
-        bn: Which pass moves the BatchNorm statistics; see `bdfast.batchnorm.Policy`.
+        bn: Which pass moves the BatchNorm statistics; see `bdfast.training.batchnorm.Policy`.
         patience: Set a tenth of the clean images aside, and end after this many epochs without a new best accuracy on
             them; left out, all images are used in all epochs.
-        max_accuracy_drop: Budget of clean accuracy for the choice of the strength, as a fraction, counted from its
-            weakest setting: fine-tuning has a price of its own.
     """
 
     epochs: int = 10
-    lr: float = 0.05
+    lr: float = 0.01
     schedule: Schedule = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    distill: float = 0.9
-    overlay: float = 0.15
     label_smoothing: float = 0.0
     bn: Policy = "at_theta"
     patience: int | None = None
-    max_accuracy_drop: float = 0.01
 
     official_statistics: ClassVar[Literal["first", "perturbed", "after"]] = "first"
     """The pass that moves the BatchNorm statistics in the published code: `bn="official"`."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "max_accuracy_drop"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}; see its default.")
-        for name, most in (("distill", 1.0), ("overlay", 0.49), ("label_smoothing", 0.9), ("momentum", 1.0)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(
-                    f"{name}: expected a share in [0, {most:g}], got {getattr(self, name)}; see its default."
-                )
-        for name, least in (("epochs", 0), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}; see its default.")
+        self.check_positive("lr")
+        self.check_share("label_smoothing", most=0.9)
+        self.check_share("momentum")
+        self.check_at_least("epochs", 0)
+        self.check_at_least("patience", 1)
+        super().__post_init__()
 
     @abstractmethod
     def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """What moves the weights of `model`; `given` is the network as it was handed in."""
+        """What moves the weights of `model`; `given` is the original model."""
 
-    def settled(
-        self, given: nn.Module, clean: Batches, run: Run, change: Callable[[Batch], Batch] | None = None
-    ) -> tuple[Self, dict[str, Any]]:
-        """These options with a strength, and by name what had to be chosen for that, by `bdfast.selection`."""
-        if getattr(self, self.strength) is not None:
-            return self, {}
-
-        def attempt(value: float, candidate: nn.Module, images: Batches, stage: str) -> None:
-            short = self._with_strength(value)
-            short.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, change=change, record=False)
-
-        value = choose_strength(
-            self.strength, self.ladder, attempt, given, clean, run, max_accuracy_drop=self.max_accuracy_drop
-        )
-        return self._with_strength(value), {self.strength: value}
-
-    def _with_strength(self, value: float) -> Self:
-        options: dict[str, Any] = {self.strength: value}
-        return replace(self, **options)
+    def loss(self, given: nn.Module, run: Run) -> FineTuningLoss:
+        """What is minimised; `given` is the original model."""
+        return FineTuningLoss(run, self.label_smoothing)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called before every step; what it counts has to lie in the groups of the optimizer."""
@@ -122,30 +91,30 @@ class FineTuning(Defense):
 
         Args:
             model: What is trained.
-            given: The network as it was handed in, which teaches.
+            given: The original model.
             data: Clean images.
-            run: Seed, precision, progress, history and journal.
+            run: Seed, precision, progress, history and checkpoints.
             stage: Name of the stage in these.
             epochs: Passes over `data`, if not those of the options.
-            change: Applied to each batch once the teacher has answered.
+            change: Applied to each batch once the loss has prepared it.
             record: Put the epochs into the history.
         """
         epochs = self.epochs if epochs is None else epochs
         optimizer = self.optimizer(model, given)
-        guided_loss = GuidedLoss(run, given, self.distill, self.overlay, self.label_smoothing)
+        loss = self.loss(given, run)
         held_out = None
         if self.patience is not None and record:
             data, held_out = data.split(1 - HELD_OUT, derived_seed(run.seed, "held out"))
 
         def step(batch: Batch) -> StepResult:
-            guided = guided_loss.prepare(batch)
+            prepared = loss.prepare(batch)
             if change is not None:
-                guided = guided._replace(batch=change(guided.batch))
+                prepared = prepared._replace(batch=change(prepared.batch))
             self.before_step(optimizer)
-            result = self._step(model, optimizer, lambda: guided_loss(model, guided))
+            result = self._step(model, optimizer, lambda: loss(model, prepared))
             if self.bn == "official" and self.official_statistics == "after":
                 with torch.no_grad(), run.autocast(data.device):
-                    run.forward(model, guided.batch)
+                    run.forward(model, prepared.batch)
             return result
 
         def validate() -> float:
@@ -201,9 +170,3 @@ class FineTuning(Defense):
                 compute()
         perturbed = optimizer.step(lambda: gradients("perturbed"))
         return at_theta or perturbed
-
-
-def moved(model: nn.Module, given: nn.Module, chosen: dict[str, Any], found: dict[str, Any]) -> Outcome:
-    """The outcome of a method that resets no neuron: how far each one has moved."""
-    scores = neuron_weight_change(model, given)
-    return Outcome(scores, torch.zeros_like(scores.values, dtype=torch.bool), chosen, found)

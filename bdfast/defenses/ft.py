@@ -11,28 +11,23 @@ from torch import nn
 
 from bdfast.data.batches import Batches
 from bdfast.defenses.base import Outcome
-from bdfast.defenses.fine_tuning import FineTuning, moved
+from bdfast.defenses.fine_tuning import FineTuning
 from bdfast.training import Run
 
 
 @dataclass(frozen=True)
-class FT(FineTuning):
-    """Plain fine-tuning on the clean images, without a teacher or overlays: what every defense is compared with.
+class FTDefense(FineTuning):
+    """Plain fine-tuning on the clean images: what every defense is compared with.
 
     It leaves most backdoors alive; BackdoorBench (Wu et al., NeurIPS 2022), method "ft".
     """
 
     paper: ClassVar[str] = "Wu et al., BackdoorBench, NeurIPS 2022, arXiv 2206.12654"
 
-    lr: float = 0.01
-    distill: float = 0.0
-    overlay: float = 0.0
-
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        given = copy.deepcopy(model)
-        self.fine_tune(model, given, clean, run, "fine-tune")
-        return moved(model, given, {}, {})
+        self.fine_tune(model, copy.deepcopy(model), clean, run, "fine-tune")
+        return Outcome()
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
         """SGD."""

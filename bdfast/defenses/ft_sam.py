@@ -1,4 +1,4 @@
-"""FT-SAM: fine-tuning at the worst weights nearby."""
+"""FT-SAM: fine-tuning with adaptive SAM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from bdfast.data.batches import Batches
 from bdfast.defenses.base import Outcome
-from bdfast.defenses.fine_tuning import FineTuning, moved
-from bdfast.sharpness import SAM
-from bdfast.sharpness.lists import euclidean, norms
-from bdfast.sharpness.optimizer import Group
+from bdfast.defenses.distillation import Distilling
+from bdfast.defenses.strength import ChosenStrength
+from bdfast.ops.lists import euclidean, norms
+from bdfast.optim import SAM
+from bdfast.optim.sharp_optimizer import Group
+from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
 
 EPS = 1e-12
@@ -25,7 +27,7 @@ PERIOD = 100
 
 
 @dataclass(frozen=True)
-class FTSAM(FineTuning):
+class FTSAMDefense(Distilling, ChosenStrength):
     """Zhu et al., "Enhancing fine-tuning based backdoor defense with sharpness-aware minimization" (ICCV 2023,
     arXiv 2304.11823).
 
@@ -67,18 +69,20 @@ class FTSAM(FineTuning):
     ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("rho", "rho_min"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}: expected a radius >= 0, got {value}; see its default.")
+        self.check_at_least("rho", 0)
+        self.check_at_least("rho_min", 0)
         super().__post_init__()
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
         given = copy.deepcopy(model)
-        settled, chosen = self.settled(given, clean, run)
+
+        def attempt(options: FTSAMDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
+            options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, record=False)
+
+        settled, chosen = self.settled(given, clean, run, attempt)
         settled.fine_tune(model, given, clean, run, "fine-tune")
-        return moved(model, given, chosen, {})
+        return Outcome(chosen=chosen)
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> SAM:
         """SGD with the gradient of the perturbed weights."""

@@ -10,17 +10,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from bdfast.batchnorm import Policy
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Outcome
-from bdfast.defenses.fine_tuning import FineTuning, moved
+from bdfast.defenses.distillation import Distilling
+from bdfast.defenses.strength import ChosenStrength
 from bdfast.inversion import BTIDBF, Inversion
-from bdfast.sharpness import PAM
+from bdfast.optim import PAM
+from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
+from bdfast.training.batchnorm import Policy
 
 
 @dataclass(frozen=True)
-class PathAwareTuning(FineTuning):
+class PAMDefense(Distilling, ChosenStrength):
     """Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense" (NeurIPS 2024,
     arXiv 2410.09838): PAM.
 
@@ -60,7 +62,7 @@ class PathAwareTuning(FineTuning):
         "bn": "official",
         "compat": "official",
     }
-    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.PathAwareTuning.PUBLISHED)`. The
+    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.PAMDefense.PUBLISHED)`. The
     inversion keeps the bounds, learning rates and width of `bdfast.BTIDBF`."""
 
     rho: float | None = None
@@ -79,13 +81,10 @@ class PathAwareTuning(FineTuning):
     official_statistics = "perturbed"
 
     def __post_init__(self) -> None:
-        if self.rho is not None and not self.rho >= 0:
-            raise ValueError(f"rho: expected a length >= 0, got {self.rho}; 0.5 is the published one.")
-        if not 0 <= self.triggered_share <= 1:
-            raise ValueError(f"triggered_share: expected a share in [0, 1], got {self.triggered_share}; 0.2 is common.")
-        for name in ("rounds", "invert_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}; see its default.")
+        self.check_at_least("rho", 0)
+        self.check_share("triggered_share")
+        self.check_at_least("rounds", 1)
+        self.check_at_least("invert_epochs", 1)
         super().__post_init__()
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
@@ -93,13 +92,18 @@ class PathAwareTuning(FineTuning):
         given = copy.deepcopy(model)
         inverter = BTIDBF(target=self.target, detect="histogram" if self.compat else "scan", epochs=self.invert_epochs)
         inversion = inverter.run(given, clean, run)
-        settled, chosen = self.settled(given, clean, run, self._triggering(inversion))
+        change = self._triggering(inversion)
+
+        def attempt(options: PAMDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
+            options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, change=change, record=False)
+
+        settled, chosen = self.settled(given, clean, run, attempt)
         for index in range(self.rounds):
             if index > 0 and not self.compat:
                 inversion = inverter.run(model, clean, run, f"invert {index + 1}", start=inversion)
             stage = f"fine-tune {index + 1}" if index else "fine-tune"
             settled.fine_tune(model, given, clean, run, stage, change=self._triggering(inversion))
-        return moved(model, given, chosen, {"target": inversion.target, "evidence": inversion.evidence})
+        return Outcome(chosen=chosen, found={"target": inversion.target, "evidence": inversion.evidence})
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:
         """SGD with the gradient on the way back to `given`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bdfast.files import whole_file
-from bdfast.io.checkpoints import save_weights
-from bdfast.scores import NeuronScores
+from bdfast.files import write_json
+from bdfast.io import save_weights
+from bdfast.neurons import NeuronScores
+from bdfast.training import Row
+from bdfast.training.history import as_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +24,10 @@ class PurifyResult:
     Attributes:
         model: The purified model, on its device, in the modes that it was handed in with.
         method: Name of the defense.
-        scores: What the defense measured of every neuron.
-        neurons: [R] bool, the neurons that it reset, in the order of `scores`.
-        history: A first row with "stage" "setup", then one per epoch or probe: "stage", "epoch", "accuracy", "loss",
-            "seconds", and for probes "option" and "value", "kept" (within the accuracy budget) and "chosen".
+        scores: What the defense measured of every neuron, or how far each one has moved; None for a network without
+            neurons that bdfast knows (`bdfast.register_neurons`).
+        neurons: [R] bool, the neurons that it reset, in the order of `scores`; None without scores.
+        history: What it did, in order: a `Setup`, then an `Epoch` or a `Probe` each (`bdfast.training`).
         options: Every option of the method with the value that was used, chosen ones included.
         found: What else the method found out, by name, such as the target label of a trigger that it inverted.
         seconds: Wall-clock time of the purification.
@@ -34,9 +35,9 @@ class PurifyResult:
 
     model: nn.Module
     method: str
-    scores: NeuronScores
-    neurons: torch.Tensor
-    history: list[dict[str, Any]]
+    scores: NeuronScores | None
+    neurons: torch.Tensor | None
+    history: list[Row]
     options: dict[str, Any]
     found: dict[str, Any]
     seconds: float
@@ -49,7 +50,10 @@ class PurifyResult:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         save_weights(self.model, target / "model.safetensors", description=description)
-        self.scores.to_csv(target / "scores.csv")
+        if self.scores is None:
+            (target / "scores.csv").unlink(missing_ok=True)  # that of an earlier result
+        else:
+            self.scores.to_csv(target / "scores.csv")
         write_json(
             target / "result.json",
             {
@@ -57,14 +61,13 @@ class PurifyResult:
                 "options": self.options,
                 "found": self.found,
                 "seconds": self.seconds,
-                "neurons_reset": int(self.neurons.sum()),
-                "neurons": len(self.scores),
-                "history": self.history,
+                "neurons_reset": self.neurons_reset,
+                "neurons": 0 if self.scores is None else len(self.scores),
+                "history": as_json(self.history),
             },
         )
 
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file appears whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    @property
+    def neurons_reset(self) -> int:
+        """How many neurons the defense reset."""
+        return 0 if self.neurons is None else int(self.neurons.sum())

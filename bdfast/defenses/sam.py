@@ -1,26 +1,49 @@
-"""SAM: fine-tuning with plain SAM, the baseline of FT-SAM and PAM."""
+"""Fine-tuning with plain SAM, the baseline of FT-SAM and PAM."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
-from bdfast.defenses.ft_sam import FTSAM
+from torch import nn
+from torch.optim import SGD
+
+from bdfast.data.batches import Batches
+from bdfast.defenses.base import Outcome
+from bdfast.defenses.fine_tuning import FineTuning
+from bdfast.optim import SAM
+from bdfast.training import Run
 
 
 @dataclass(frozen=True)
-class SAMTuning(FTSAM):
-    """Fine-tuning with SAM as Foret et al. (ICLR 2021) give it, without a teacher or overlays: FT-SAM less its adaptive
-    perturbation.
+class SAMDefense(FineTuning):
+    """Fine-tuning with SAM as Foret et al. (ICLR 2021) give it.
 
     Attributes:
-        rho: Radius of the perturbation; left out, `bdfast.selection` chooses it from clean data.
+        rho: Radius of the perturbation, in the units of the weights.
     """
 
-    paper = "Foret et al., ICLR 2021, arXiv 2010.01412"
+    paper: ClassVar[str] = "Foret et al., ICLR 2021, arXiv 2010.01412"
 
-    epochs: int = 10
-    lr: float = 0.01
-    rho: float | None = 0.05
-    adaptive: bool = False
-    distill: float = 0.0
-    overlay: float = 0.0
+    rho: float = 0.05
+
+    def __post_init__(self) -> None:
+        self.check_at_least("rho", 0)
+        super().__post_init__()
+
+    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
+        """Purify `model` in place; see `Defense.run`."""
+        self.fine_tune(model, copy.deepcopy(model), clean, run, "fine-tune")
+        return Outcome()
+
+    def optimizer(self, model: nn.Module, given: nn.Module) -> SAM:
+        """SGD with the gradient of the perturbed weights."""
+        return SAM(
+            model.named_parameters(),
+            SGD,
+            rho=self.rho,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )

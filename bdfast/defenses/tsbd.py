@@ -9,23 +9,25 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from bdfast import task
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Outcome
-from bdfast.defenses.fine_tuning import FineTuning, Schedule
-from bdfast.modes import eval_mode
-from bdfast.neurons import NeuronIndex
-from bdfast.ops.perturb import Scope
-from bdfast.reinitialization import Reinitialized, reinitialize
-from bdfast.scores import NeuronScores, neuron_weight_change
-from bdfast.selection import PROBE_EPOCHS, choose_strength
-from bdfast.sharpness import GradientNorm, check_finite_gradients
-from bdfast.training import Run, StepResult
+from bdfast.defenses.distillation import Distilling
+from bdfast.defenses.fine_tuning import Schedule
+from bdfast.defenses.strength import ChosenStrength
+from bdfast.neurons import NeuronIndex, NeuronScores, Reinitialized, neuron_weight_change, reinitialize
+from bdfast.ops import Scope
+from bdfast.ops.finite import check_finite_gradients
+from bdfast.optim import GradientNorm
+from bdfast.selection import PROBE_EPOCHS
+from bdfast.task import StepResult
+from bdfast.training import Run
+from bdfast.training.modes import eval_mode
 
 
 @dataclass(frozen=True)
-class TSBD(FineTuning):
+class TSBDDefense(Distilling, ChosenStrength):
     """Lin et al., "Unveiling and mitigating backdoor vulnerabilities based on unlearning weight changes and backdoor
     activeness" (NeurIPS 2024, arXiv 2405.20291).
 
@@ -37,7 +39,7 @@ class TSBD(FineTuning):
         m: Share of their sub-weights to zero, in (0, 1].
         unlearn_lr: Learning rate of the ascent; published: 1e-4.
         unlearn_to: What unlearning leaves of the accuracy beyond that of a constant answer, as a share; published: 0.
-            What moves while the model falls apart says little about its neurons (docs/choosing-strength.md).
+            What moves once accuracy collapses says little about the neurons (docs/choosing-strength.md).
         unlearn_epochs: Most epochs of ascent; it ends within the epoch that reaches `unlearn_to`.
         epochs: Epochs of the fine-tuning; published: 20.
         lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
@@ -65,7 +67,8 @@ class TSBD(FineTuning):
         "layers": "conv",
         "compat": "official",
     }
-    """Those of the published code; n is not among them, as it chooses none: `purify(..., n=0.2, **TSBD.PUBLISHED)`."""
+    """Those of the published code; n is not among them, as it chooses none:
+    `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`."""
 
     n: float | None = None
     m: float = 0.7
@@ -91,10 +94,8 @@ class TSBD(FineTuning):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], got {value}; 0.15 takes 15 %.")
-        if not self.unlearn_lr > 0:
-            raise ValueError(f"unlearn_lr: expected a positive number, got {self.unlearn_lr}; see its default.")
-        if not 0 <= self.unlearn_to <= 0.9:
-            raise ValueError(f"unlearn_to: expected a share in [0, 0.9], got {self.unlearn_to}; see its default.")
+        self.check_positive("unlearn_lr")
+        self.check_share("unlearn_to", most=0.9)
         super().__post_init__()
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
@@ -102,14 +103,16 @@ class TSBD(FineTuning):
         index = NeuronIndex.in_scope(model, self.layers)
         unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
-        chosen = {}
-        n = self.n
-        if n is None:
-            n = chosen["n"] = self.choose_n(model, unlearned, scores, clean, run)
+
+        def attempt(options: TSBDDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
+            options._reinitialize(candidate, scores, unlearned, model)
+            options.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
+
+        settled, chosen = self.settled(model, clean, run, attempt)
         given = copy.deepcopy(model)
-        neurons = self._reinitialize(model, scores, n, unlearned, given).neurons
-        self.fine_tune(model, given, clean, run, "fine-tune")
-        return Outcome(scores, neurons, chosen, {})
+        neurons = settled._reinitialize(model, scores, unlearned, given).neurons
+        settled.fine_tune(model, given, clean, run, "fine-tune")
+        return Outcome(scores, neurons, chosen)
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> GradientNorm:
         """SGD with the penalty on the gradient norm."""
@@ -133,11 +136,11 @@ class TSBD(FineTuning):
             optimizer.zero_grad()
             with run.autocast(clean.device):
                 logits, targets = run.forward(unlearned, batch)
-            loss = F.cross_entropy(logits.float(), targets)
+            loss = task.cross_entropy(logits, targets)
             loss.backward()
             check_finite_gradients(unlearned.named_parameters())
             optimizer.step()
-            return StepResult(loss, logits, targets)
+            return task.measured(loss, logits, targets)
 
         start, constant_answer = _accuracies(model, clean, run)
         target = constant_answer + self.unlearn_to * max(0.0, start - constant_answer)
@@ -157,28 +160,22 @@ class TSBD(FineTuning):
             )
         return unlearned
 
-    def choose_n(self, model: nn.Module, unlearned: nn.Module, scores: NeuronScores, clean: Batches, run: Run) -> float:
-        """The strongest n within the accuracy budget, by `bdfast.selection`."""
-
-        def attempt(n: float, candidate: nn.Module, images: Batches, stage: str) -> None:
-            self._reinitialize(candidate, scores, n, unlearned, model)
-            self.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
-
-        return choose_strength(
-            self.strength, self.ladder, attempt, model, clean, run, max_accuracy_drop=self.max_accuracy_drop
-        )
-
     def _reinitialize(
-        self, model: nn.Module, scores: NeuronScores, n: float, unlearned: nn.Module, given: nn.Module
+        self, model: nn.Module, scores: NeuronScores, unlearned: nn.Module, given: nn.Module
     ) -> Reinitialized:
-        return reinitialize(model, scores, n=n, m=self.m, changed=(unlearned, given), compat=self.compat)
+        assert self.n is not None
+        return reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
 
 
 def _accuracies(model: nn.Module, clean: Batches, run: Run) -> tuple[float, float]:
     """Of the model, and of the best constant answer: chance, or the share of the most frequent label."""
+    hits, count, classes = 0, 0, 0
+    labels: list[torch.Tensor] = []
     with eval_mode(model), torch.inference_mode(), run.autocast(clean.device):
-        outputs = [run.forward(model, batch) for batch in clean.ordered()]
-    targets = torch.cat([targets for _, targets in outputs])
-    hits = torch.cat([logits.argmax(1) for logits, _ in outputs]) == targets
-    most_frequent = float(torch.bincount(targets).max()) / len(targets)
-    return float(hits.sum()) / len(targets), max(1 / outputs[0][0].shape[1], most_frequent)
+        for batch in clean.ordered():
+            logits, targets = run.forward(model, batch)
+            right, counted = task.hits(logits, targets)
+            hits, count, classes = hits + int(right), count + int(counted), logits.shape[-1]
+            labels.append(targets[targets != task.IGNORED])
+    most_frequent = float(torch.bincount(torch.cat(labels)).max()) / count
+    return hits / count, max(1 / classes, most_frequent)

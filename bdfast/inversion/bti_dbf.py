@@ -12,14 +12,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from bdfast.data.batches import Batch, Batches
-from bdfast.evaluation import Forward, default_forward, device_of
 from bdfast.inversion.features import Features
 from bdfast.inversion.generator import Generator
-from bdfast.inversion.scan import easiest_class
-from bdfast.modes import preserved_modes
-from bdfast.progress import Progress, Silent
-from bdfast.sharpness import check_finite_gradients
-from bdfast.training import Run, StepResult, derived_seed, seeded
+from bdfast.inversion.target_scan import easiest_class
+from bdfast.ops.finite import check_finite_gradients
+from bdfast.task import Forward, StepResult, default_forward, device_of, measured
+from bdfast.training import Run
+from bdfast.training.modes import preserved_modes
+from bdfast.training.progress import Progress, Silent
+from bdfast.training.seeds import derived_seed, seeded
 
 Logits = Callable[..., Tensor]
 """(images [B, C, H, W], labels, ...) -> [B, K]."""
@@ -28,7 +29,7 @@ NOISE = 0.03
 """Standard deviation of what is added to images before the predictions are counted, as a share of the range."""
 
 PATTERN_LR = 0.1
-"""Learning rate of the pattern that all images share: logits of pixels have a longer way than weights."""
+"""Learning rate of the pattern that all images share: pixel logits must change more than network weights."""
 
 SCANNED = 2000
 """Most images that the search for the target label draws from."""
@@ -78,9 +79,9 @@ class BTIDBF:
     Attributes:
         target: The label of the trigger where it is known.
         detect: How it is found out. "scan": the class that one change leads all images to with the least loss
-            (`bdfast.inversion.scan`); the generator is then led there from the start. "histogram": as published, the
-            class that an unled generator turns most images into. On the networks of the demo an unled generator went
-            elsewhere (docs/sharpness.md).
+            (`bdfast.inversion.target_scan`); the generator is then trained towards that class from the start.
+            "histogram": as published, the class that a generator trained without a target label turns most images
+            into. On the networks of the demo such a generator went elsewhere (docs/sharpness.md).
         mask_epochs: Epochs for the mask; published: 20.
         epochs: Epochs for the generator; published: 30.
         lr: Learning rate of the generator (Adam); published: 1e-3. The mask's is 0.01.
@@ -107,8 +108,8 @@ class BTIDBF:
         Args:
             model: The suspect network.
             clean: Batches of (images [B, C, H, W], labels).
-            run: Seed, precision, progress, history and journal.
-            stage: Name in progress and journal.
+            run: Seed, precision, progress, history and checkpoints.
+            stage: Name in progress and checkpoints.
             start: An earlier inversion, from which the generator goes on and whose target label holds.
         """
         images, labels, limits = _images(clean)
@@ -159,7 +160,7 @@ class BTIDBF:
             features.mask = None
             loss.backward()
             optimizer.step()
-            return StepResult(loss, answers, targets)
+            return measured(loss, answers, targets)
 
         run.epochs(stage, mask, clean, step, optimizer, epochs=self.mask_epochs, record=False)
 
@@ -200,7 +201,7 @@ class BTIDBF:
             loss.backward()
             check_finite_gradients(generator.named_parameters())
             optimizer.step()
-            return StepResult(loss, answers, targets if target is None else led)
+            return measured(loss, answers, targets if target is None else led)
 
         run.epochs(stage, generator, clean, step, optimizer, epochs=self.epochs)
 

@@ -1,6 +1,6 @@
 """Networks: PreAct-ResNet18 of any width, torchvision's classifiers, and input normalisation."""
 
-from bdfast.models.normalized import Normalize, normalized
+from bdfast.models.normalization import Normalize, normalized
 from bdfast.models.preact_resnet import PreActResNet18
 from bdfast.models.spec import ModelSpec
 

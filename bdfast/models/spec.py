@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import torchvision
 from torch import nn
 
-from bdfast.models.normalized import normalized
+from bdfast.errors import nearest
+from bdfast.models.normalization import normalized
 from bdfast.models.preact_resnet import PreActResNet18, Stem
-from bdfast.names import nearest
 
 OWN = "preact_resnet18"
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdfast.ops import reference, schema
+
 Kernel = Callable[..., Any]
 
 ORDER = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch")}
@@ -42,21 +44,15 @@ class BackendUnavailable(RuntimeError):
 
 
 def _load_torch() -> dict[str, Kernel]:
-    from bdfast.ops import reference, schema
-
     return {op: getattr(reference, op) for op in schema.SCHEMAS}
 
 
 def _load_cpu() -> dict[str, Kernel]:
-    from bdfast.ops import schema
-
     _load_library()
     return {op: getattr(torch.ops.bdfast_cpu, op).default for op in schema.SCHEMAS}
 
 
 def _load_cuda() -> dict[str, Kernel]:
-    from bdfast.ops import schema
-
     _load_library()
     if not torch._C._dispatch_has_kernel_for_dispatch_key("bdfast_cuda::neuron_norms", "CUDA"):
         raise BackendUnavailable(

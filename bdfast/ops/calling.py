@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdfast.ops import backends, checks, schema
+from bdfast.ops import backends, checks, dispatcher
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
         except (RuntimeError, TypeError, ValueError):
             pass  # explained below, or raised again
         else:
-            schema.count_versions(passed[name] for name in written if name in passed)
+            dispatcher.count_versions(passed[name] for name in written if name in passed)
             return result
     check(passed)
     if not first:

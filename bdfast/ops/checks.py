@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from bdfast.names import nearest
+from bdfast.errors import nearest
 
 Lists = dict[str, list[Tensor]]
 

@@ -1,18 +1,14 @@
 """The schemas and fakes of all ops, the only place that declares them.
 
-`torch.ops.bdfast.<op>` asks `backends.select` which implementation runs. Every native backend has a namespace
-of its own with the same schemas (`torch.ops.bdfast_cpu.<op>`), so that all stay callable side by side. Native
-code only implements. Arguments are checked by the public functions, not here.
+`torch.ops.bdfast.<op>` runs the implementation that `dispatcher.py` selects. Every native backend has a namespace of
+its own with the same schemas (`torch.ops.bdfast_cpu.<op>`), so that all stay callable side by side. Native code only
+implements. Arguments are checked by the public functions, not here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-from bdfast.ops import backends
 
 SCHEMAS = {
     "neuron_norms": "(Tensor[] xs, Tensor[] refs, float ord) -> Tensor",
@@ -77,26 +73,6 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 }
 
 
-def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
-    """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
-    torch.autograd.graph.increment_version(list(chain.from_iterable(lists)))  # passes over inference tensors
-
-
-def _dispatcher(op: str) -> Callable[..., Tensor | None]:
-    def run(tensors: list[Tensor], *args: Any) -> Tensor | None:
-        result = backends.select(op, tensors[0])(tensors, *args)
-        return result.float() if result is not None and result.is_floating_point() else result
-
-    written = [i for i, argument in enumerate(SCHEMAS[op].split(",")) if "!" in argument]
-
-    def run_in_place(*args: Any) -> Tensor | None:
-        result = run(*args)
-        count_versions(args[i] for i in written)
-        return result
-
-    return run_in_place if written else run
-
-
 def _native_fake(op: str) -> Callable[..., Tensor | None]:
     def fake(tensors: list[Tensor], *args: object) -> Tensor | None:
         # The dispatcher comes here with real tensors too, when a single one among them is on meta.
@@ -115,4 +91,3 @@ for _op, _schema in SCHEMAS.items():
         torch.library.define(f"{_namespace}::{_op}", _schema, tags=_TAGS)
         _fake = FAKES[_op] if _namespace == "bdfast" else _native_fake(_op)
         torch.library.register_fake(f"{_namespace}::{_op}", _fake)
-    torch.library.impl(f"bdfast::{_op}", "default", _dispatcher(_op))

@@ -13,9 +13,9 @@ from bdfast.report import page
 from bdfast.report.examples import Examples
 
 if TYPE_CHECKING:
-    from bdfast.defenses.result import PurifyResult
+    from bdfast.defenses import PurifyResult
     from bdfast.evaluation import Metrics
-    from bdfast.landscape import Landscape
+    from bdfast.evaluation.landscape import Landscape
 
 __all__ = ["Examples", "write"]
 
@@ -44,7 +44,7 @@ def write(
         after: Metrics of the purified model, likewise.
         result: What `bdfast.purify` returned.
         examples: Images to show, or None.
-        surroundings: What `bdfast.landscape.survey` found, or None.
+        surroundings: What `bdfast.evaluation.landscape.survey` found, or None.
         facts: What a reader should know about the run, name to value: data, model, attack, seeds, versions.
 
     Returns:

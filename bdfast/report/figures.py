@@ -18,13 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from bdfast.report.curves import curve, known, probes
 from bdfast.report.examples import MAX_SHOWN, Examples
-from bdfast.report.history import History, curve, known, probes
+from bdfast.training import History
 
 if TYPE_CHECKING:
     from bdfast.evaluation import Metrics
-    from bdfast.neurons import NeuronLayer
-    from bdfast.scores import NeuronScores
+    from bdfast.neurons import NeuronLayer, NeuronScores
 
 WIDE, NARROW = 7.6, 3.7  # inches: a desktop column and a phone
 BEFORE, AFTER = "#d55e00", "#0072b2"
@@ -144,12 +144,11 @@ def weight_change(scores: NeuronScores, neurons: torch.Tensor, *, width: float =
 
 
 @styled
-def strength(history: History, *, lowest: float | None = None, width: float = WIDE) -> Figure:
+def strength(history: History, *, width: float = WIDE) -> Figure:
     """How the strength was chosen: held-out clean accuracy of every probe, and the lowest accepted one.
 
     Args:
-        history: Rows with stage "probe", option, value, accuracy, kept and chosen; one at least.
-        lowest: The lowest accuracy that the rule accepts, in [0, 1]; None draws no line.
+        history: One `Probe` at least.
         width: Inches.
     """
     tried = probes(history)
@@ -163,11 +162,11 @@ def strength(history: History, *, lowest: float | None = None, width: float = WI
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=6, label=label)
     text: dict[str, Any] = {"textcoords": "offset points", "size": 8}
-    if lowest is not None:
-        axes.axhline(100 * lowest, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-        label, edge = f"lowest accepted {percent(lowest)}", ("axes fraction", "data")
-        axes.annotate(label, (1, 100 * lowest), (0, -4), xycoords=edge, ha="right", va="top", **text)
-        ys.append(100 * lowest)
+    lowest = tried[0].floor
+    axes.axhline(100 * lowest, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+    label, edge = f"lowest accepted {percent(lowest)}", ("axes fraction", "data")
+    axes.annotate(label, (1, 100 * lowest), (0, -4), xycoords=edge, ha="right", va="top", **text)
+    ys.append(100 * lowest)
     for probe in tried:
         if probe.chosen:
             point = (probe.value, 100 * probe.accuracy)
@@ -189,7 +188,7 @@ def accuracy(history: History, *, width: float = WIDE) -> Figure:
     """Clean accuracy by epoch, a panel for unlearning and one for fine-tuning, as far as there are rows.
 
     Args:
-        history: Rows with stage "unlearn" or "fine-tune", epoch and accuracy; one at least.
+        history: An `Epoch` of stage "unlearn" or "fine-tune" at least.
         width: Inches.
     """
     panels = [

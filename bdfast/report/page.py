@@ -14,15 +14,15 @@ from matplotlib import image, rc_context
 from matplotlib.figure import Figure
 
 from bdfast._version import __version__
-from bdfast.report import figures, landscape
+from bdfast.report import figures, landscape_figures
+from bdfast.report.curves import curve, known, probes
 from bdfast.report.examples import Examples
 from bdfast.report.figures import percent
-from bdfast.report.history import curve, known, lowest_accepted, probes
 
 if TYPE_CHECKING:
-    from bdfast.defenses.result import PurifyResult
+    from bdfast.defenses import PurifyResult
     from bdfast.evaluation import Metrics
-    from bdfast.landscape import Landscape
+    from bdfast.evaluation.landscape import Landscape
 
 HTML = "report.html"
 FIGURES = tuple(
@@ -48,19 +48,20 @@ def render(
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """File name to content; the page comes last. Arguments as for `bdfast.report.write`."""
-    tried, lowest = probes(result.history), lowest_accepted(result.history, result.options)
+    tried, scores = probes(result.history), result.scores
     curves = {stage: curve(result.history, stage) for stage in ("unlearn", "fine-tune")}
     drawings: dict[str, Callable[..., Figure]] = {}
     if any(_value(metrics, key) is not None for metrics in (before, after) for key in figures.METRICS):
         drawings["metrics"] = partial(figures.metrics, before, after)
-    drawings["weight_change"] = partial(figures.weight_change, result.scores, result.neurons)
+    if scores is not None and result.neurons is not None:
+        drawings["weight_change"] = partial(figures.weight_change, scores, result.neurons)
     if tried:
-        drawings["strength"] = partial(figures.strength, result.history, lowest=lowest)
+        drawings["strength"] = partial(figures.strength, result.history)
     if any(curves.values()):
         drawings["accuracy"] = partial(figures.accuracy, result.history)
     if surroundings is not None:
-        drawings["sharpness"] = partial(landscape.sharpness, surroundings)
-        drawings["path"] = partial(landscape.path, surroundings)
+        drawings["sharpness"] = partial(landscape_figures.sharpness, surroundings)
+        drawings["path"] = partial(landscape_figures.path, surroundings)
     files = {f"{name}.png": _png(draw()) for name, draw in drawings.items()}
     if examples is not None:
         files["examples.png"] = _png(figures.examples(examples))
@@ -72,13 +73,13 @@ def render(
         "tiles": _tiles(before, after, result),
         "rows": _metric_rows(before, after),
         "pictures": {name: _picture(draw) for name, draw in drawings.items()},
-        "layers": len(result.scores.layers),
+        "layers": 0 if scores is None else len(scores.layers),
         "max_layers": figures.MAX_LAYERS,
-        "marked": int(result.neurons.sum()),
-        "unchanged": int((~(result.scores.values > 0)).sum()),
+        "marked": result.neurons_reset,
+        "unchanged": 0 if scores is None else int((~(scores.values > 0)).sum()),
         "tried": len(tried),
         "chosen": next((probe for probe in tried if probe.chosen), None),
-        "lowest": lowest,
+        "lowest": tried[0].floor if tried else None,
         "curves": curves,
         "surroundings": surroundings,
         "examples": None if examples is None else _examples(examples),
@@ -141,8 +142,8 @@ def _tiles(before: Metrics | None, after: Metrics | None, result: PurifyResult) 
         if new is not None:
             note = "not measured before" if old is None else f"before: {percent(old)}"
             tiles.append({"label": label, "value": percent(new), "note": note})
-    if count := int(result.neurons.sum()):
-        total = len(result.neurons)
+    if (count := result.neurons_reset) and result.scores is not None:
+        total = len(result.scores)
         note = f"of {total:,} neurons ({percent(count / total)})"
         tiles.append({"label": "Reinitialised", "value": f"{count:,}", "note": note})
     if "target" in result.found:

@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 import bdfast
 from bdfast.defenses import METHODS
+from bdfast.training import Epoch, Probe
 
 QUICK = {"batch_size": 64, "amp": False}
 
@@ -43,10 +44,10 @@ def test_a_real_backdoor_is_removed(digits, backdoored, method, options):
 def test_the_strength_is_chosen_from_clean_data(digits, backdoored, method):
     options = {"target": 0, "invert_epochs": 1, "rounds": 1} if method == "pam" else {}
     result = bdfast.purify(backdoored[0], digits[1], method=method, epochs=1, max_accuracy_drop=0.9, **options, **QUICK)
-    probes = [row for row in result.history if row["stage"] == "probe"]
-    assert {row["option"] for row in probes} == {"rho"}
+    probes = [row for row in result.history if isinstance(row, Probe)]
+    assert {row.option for row in probes} == {"rho"}
     assert result.options["rho"] == METHODS[method].ladder[-1]
-    assert [row["value"] for row in probes if row["chosen"]] == [result.options["rho"]]
+    assert [row.value for row in probes if row.chosen] == [result.options["rho"]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,11 +73,11 @@ def test_batchnorm_policies(digits, backdoored, method, bn):
 def test_patience_ends_the_stage_and_sets_images_aside(digits, backdoored):
     clean = digits[1]
     result = bdfast.purify(backdoored[0], clean, method="ft", epochs=30, lr=1e-6, patience=2, **QUICK)
-    rows = [row for row in result.history if row["stage"] == "fine-tune"]
-    held_out = [row["held_out"] for row in rows]
+    rows = [row for row in result.history if isinstance(row, Epoch)]
+    held_out = [row.held_out for row in rows]
     assert len(rows) < 30
     assert len(rows) - held_out.index(max(held_out)) == 3  # the best, and two epochs more
-    share = round(0.1 * len(clean))
+    share = len(clean) - round(0.9 * len(clean))
     assert all(value * share == pytest.approx(round(value * share)) for value in held_out)
 
 
@@ -90,7 +91,7 @@ def test_baselines_train_on_the_labels_alone(method, digits, backdoored):
 
 
 def test_a_defense_of_ones_own_goes_by_the_name_of_its_class(digits, backdoored):
-    class Mine(bdfast.FTSAM):
+    class Mine(bdfast.FTSAMDefense):
         pass
 
     result = bdfast.purify(backdoored[0], digits[1], method=Mine(rho=0.5, epochs=1), **QUICK)
@@ -110,8 +111,8 @@ def test_a_network_without_batchnorm_or_convolutions():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("ft_sam", {"rho": -1.0}, "rho: expected a radius >= 0, got -1.0"),
-        ("pam", {"rho": -1.0}, "rho: expected a length >= 0, got -1.0"),
+        ("ft_sam", {"rho": -1.0}, "rho: expected at least 0, got -1.0"),
+        ("pam", {"rho": -1.0}, "rho: expected at least 0, got -1.0"),
         ("pam", {"triggered_share": 2.0}, r"triggered_share: expected a share in \[0, 1\], got 2.0"),
         ("pam", {"rounds": 0}, "rounds: expected at least 1, got 0"),
         ("ft", {"lr": 0.0}, "lr: expected a positive number, got 0.0"),

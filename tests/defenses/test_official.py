@@ -11,8 +11,9 @@ from torch.utils.data import TensorDataset
 
 import bdfast
 from bdfast.data.batches import Batches
-from bdfast.defenses import FTSAM, TSBD, PathAwareTuning
-from bdfast.training import Run, derived_seed, seeded
+from bdfast.defenses import FTSAMDefense, PAMDefense, TSBDDefense
+from bdfast.training import Run
+from bdfast.training.seeds import derived_seed, seeded
 
 EPS = 1e-12
 BATCH = 8
@@ -80,23 +81,23 @@ def test_ft_sam(clean):
                 p.sub_(e)
         optimizer.step()
         schedule.step()
-    options = {**FTSAM.PUBLISHED, "epochs": epochs}
-    assert_same(fine_tuned(FTSAM(rho=rho, **options), clean), expected)
+    options = {**FTSAMDefense.PUBLISHED, "epochs": epochs}
+    assert_same(fine_tuned(FTSAMDefense(rho=rho, **options), clean), expected)
     # The turn shows: after the first hundred steps the rate rises again, to where it was.
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 25 / 100)) / 2)
 
 
 def test_ft_sam_has_a_radius_that_follows_the_learning_rate(clean):
-    defense = FTSAM(rho=2.0, rho_min=0.5, epochs=4)
+    defense = FTSAMDefense(rho=2.0, rho_min=0.5, epochs=4)
     seen = []
-    original = FTSAM.before_step
+    original = FTSAMDefense.before_step
 
     def watched(self, optimizer):
         original(self, optimizer)
         seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["rho"]))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FTSAM, "before_step", watched)
+        patched.setattr(FTSAMDefense, "before_step", watched)
         fine_tuned(defense, clean)
     assert len(seen) == 20
     assert all(rho == pytest.approx(0.5 + 1.5 * lr / 0.1) for lr, rho in seen)
@@ -122,8 +123,8 @@ def test_pam(clean):
             for (p, _), before in zip(pairs, old, strict=True):
                 p.copy_(before)
         optimizer.step()
-    options = {**PathAwareTuning.PUBLISHED, "epochs": epochs}
-    assert_same(fine_tuned(PathAwareTuning(**options), clean), expected)
+    options = {**PAMDefense.PUBLISHED, "epochs": epochs}
+    assert_same(fine_tuned(PAMDefense(**options), clean), expected)
 
 
 def test_pam_changes_as_many_images_as_published_and_no_label(clean):
@@ -135,7 +136,7 @@ def test_pam_changes_as_many_images_as_published_and_no_label(clean):
     images, labels = next(clean.ordered())
     for share, count in ((0.2, int(0.2 * BATCH + 1)), (0.0, 0), (1.0, BATCH)):
         with seeded(0, clean.device):
-            changed, same = PathAwareTuning(triggered_share=share)._triggering(inversion)((images, labels))
+            changed, same = PAMDefense(triggered_share=share)._triggering(inversion)((images, labels))
         assert torch.equal(same, labels)
         assert int((changed == -images).flatten(1).all(1).sum()) == count
         assert int((changed == images).flatten(1).all(1).sum()) == BATCH - count
@@ -154,7 +155,7 @@ def test_pam_leaves_the_generator_as_the_first_round_made_it(clean, monkeypatch)
         (None, [("invert", "scan"), ("invert 2", "scan")]),
     ):
         calls.clear()
-        outcome = PathAwareTuning(rho=0.1, rounds=2, epochs=1, compat=compat).run(network(), clean, Run(amp=False))
+        outcome = PAMDefense(rho=0.1, rounds=2, epochs=1, compat=compat).run(network(), clean, Run(amp=False))
         assert [(stage, detect) for stage, detect, _ in calls] == expected
         assert all((start is None) == (stage == "invert") for stage, _, start in calls)
         assert outcome.found["target"] == 2
@@ -180,5 +181,5 @@ def test_tsbd(clean):
         optimizer.step()
         with torch.no_grad():
             expected(images)
-    defense = TSBD(rho=rho, alpha=alpha, **{**TSBD.PUBLISHED, "epochs": epochs})
+    defense = TSBDDefense(rho=rho, alpha=alpha, **{**TSBDDefense.PUBLISHED, "epochs": epochs})
     assert_same(fine_tuned(defense, clean), expected)

@@ -1,0 +1,115 @@
+"""`bdfast purify METHOD`: remove a backdoor from a network on disk."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.table import Table
+from torch.utils.data import Subset
+
+from bdfast import report
+from bdfast.cli.inputs import DataInput, ModelInput
+from bdfast.cli.terminal import Output
+from bdfast.data.augmentation import Augmentation
+from bdfast.defenses import METHODS, Defense
+from bdfast.defenses.purification import purify
+from bdfast.errors import nearest
+from bdfast.methods import list_methods
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class Purify:
+    """Remove a backdoor from a network with clean images only.
+
+    Attributes:
+        model: The network.
+        clean: Clean images of the kind that the network was trained on; the training part, of a torchvision set.
+        images: Use this many of them, drawn by the seed; all when left out.
+        output: Folder where the purified model, the scores and the report go.
+        workdir: Where checkpoints go, so that a run that was killed can go on.
+        seed: Of all randomness.
+        batch_size: Images in one step.
+        augment: Shift images at random by up to a 28th of their size.
+        flip: Mirror every second image as well.
+        amp: Compute in bfloat16 where the device has instructions for it.
+        show: How to report.
+    """
+
+    model: Annotated[ModelInput, Flat]
+    clean: Annotated[DataInput, Flat]
+    images: int | None = None
+    output: Path = Path("purified")
+    workdir: Path | None = None
+    seed: int = 0
+    batch_size: int = 256
+    augment: bool = True
+    flip: bool = False
+    amp: bool = True
+    show: Annotated[Output, Flat] = field(default_factory=Output)
+
+
+def main(arguments: list[str]) -> None:
+    """Run `bdfast purify METHOD`."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        lines = [f"  {method.name:<10}{method.summary}" for method in list_methods("purify")]
+        usage = ["usage: bdfast purify METHOD WEIGHTS --data DATA [OPTIONS]", "", *lines, ""]
+        sys.stdout.write("\n".join([*usage, "Options: bdfast purify METHOD --help\n"]))
+        return
+    if name not in METHODS:
+        raise ValueError(f"expected a method ({', '.join(METHODS)}), got {name!r}; {nearest(name, METHODS)}")
+    options: type[Defense] = METHODS[name]
+    prog = f"bdfast purify {name}"
+    command, method = tyro.cli(
+        tuple[Annotated[Purify, Flat], Annotated[options, Flat]],  # type: ignore[valid-type]
+        prog=prog,
+        args=rest,
+        description=cleandoc(options.__doc__ or "").split("\n\nAttributes:")[0],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    _purify(command, method)
+
+
+def _purify(command: Purify, method: Defense) -> None:
+    model, spec = command.model.load()
+    clean = command.clean.load(train=True, spec=spec)
+    if command.images is not None:
+        order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(command.seed))  # type: ignore[arg-type]
+        clean = Subset(clean, order[: command.images].tolist())
+    result = purify(
+        model,
+        clean,
+        method=method,
+        workdir=command.workdir,
+        progress=command.show.progress(),
+        seed=command.seed,
+        batch_size=command.batch_size,
+        augment=Augmentation(flip=command.flip) if command.augment else None,
+        amp=command.amp,
+    )
+    result.save(command.output, description=spec.to_json())
+    facts = {"Model": str(command.model.weights), "Clean images": f"{len(clean)} of {command.clean.data}"}  # type: ignore[arg-type]
+    page = report.write(command.output, title="Purification", before=None, after=None, result=result, facts=facts)
+    summary = {
+        "method": result.method,
+        "neurons_reset": result.neurons_reset,
+        "neurons": 0 if result.scores is None else len(result.scores),
+        **({"target": result.found["target"]} if "target" in result.found else {}),
+        "seconds": round(result.seconds, 1),
+        "model": str(command.output / "model.safetensors"),
+        "report": str(page),
+        "options": result.options,
+    }
+    table = Table(show_header=False)
+    for key, value in summary.items():
+        if key != "options":
+            table.add_row(key.replace("_", " "), str(value))
+    command.show.result(summary, table)

@@ -1,0 +1,54 @@
+"""The loss of a fine-tuning, in two steps, so that a method may look at a batch before it is changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bdfast import task
+from bdfast.data.batches import Batch
+from bdfast.task import StepResult
+from bdfast.training import Run
+
+
+class PreparedBatch(NamedTuple):
+    """A batch as the model in training gets it, and what the loss keeps of it as it was before."""
+
+    batch: Batch
+    kept: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FineTuningLoss:
+    """Cross-entropy with the labels.
+
+    Attributes:
+        run: Gives the forward pass and the precision.
+        label_smoothing: Share of the label that is spread over all classes.
+    """
+
+    run: Run
+    label_smoothing: float = 0.0
+
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """Called once for a batch, before any pass of the step and before its images are triggered."""
+        return PreparedBatch(batch)
+
+    def __call__(self, model: nn.Module, prepared: PreparedBatch) -> StepResult:
+        """The loss of `model` on a batch; a step with several passes calls this for each of them."""
+        logits, targets = self.outputs(model, prepared.batch)
+        return task.measured(self.of(logits, targets, prepared), logits, targets)
+
+    def of(self, logits: torch.Tensor, targets: torch.Tensor, prepared: PreparedBatch) -> torch.Tensor:
+        """The mean loss [] of logits [..., K] and targets [...]."""
+        return task.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [..., K] in float32, and targets [...]."""
+        device = next(model.parameters()).device
+        with self.run.autocast(device):
+            logits, targets = self.run.forward(model, batch)
+        return logits.float(), targets

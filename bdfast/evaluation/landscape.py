@@ -1,0 +1,141 @@
+"""Loss landscape: the sharpness of one network, and the linear path between two."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from bdfast.data.batches import Batches
+from bdfast.evaluation.evaluator import Evaluator, Metrics
+from bdfast.optim import perturbed
+from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits
+from bdfast.training.batchnorm import recalibrate
+from bdfast.training.modes import preserved_modes
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Two networks, and what is between them; the report draws it.
+
+    Attributes:
+        radii: Distances from the weights, [R].
+        losses: Loss at each of them along the gradient, of the network before and after.
+        path: (t, metrics) at (1 - t) before + t after.
+        note: On which data.
+    """
+
+    radii: list[float]
+    losses: tuple[list[float], list[float]]
+    path: list[tuple[float, Metrics]]
+    note: str
+
+
+def loss_along_gradient(
+    model: nn.Module,
+    data: Dataset[Any] | DataLoader[Any],
+    radii: Sequence[float],
+    *,
+    batch_size: int = 256,
+    forward: Forward = default_forward,
+) -> list[float]:
+    """L(w + r g / ||g||) for every r, with g the gradient of the mean cross-entropy L over `data`, in eval mode.
+
+    How fast it rises is the sharpness that SAM lowers (Foret et al., ICLR 2021, eq. 2). The model is left as it was.
+
+    Args:
+        model: Any classifier.
+        data: Images with labels; a few hundred are enough.
+        radii: Distances, in the units of the weights.
+        batch_size: For a data set; a DataLoader brings its own.
+        forward: For batches of another form.
+    """
+    batches = Batches(data, device=device_of(model), batch_size=batch_size, name="data")
+    params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = [parameter.grad for parameter in params]
+
+    def mean_loss(then: Callable[[torch.Tensor], object]) -> float:
+        total, predictions = 0.0, 0
+        for batch in batches.ordered():
+            logits, targets = forward(model, batch)[:2]
+            count = int(hits(logits, targets)[1])
+            loss = cross_entropy(logits, targets) * count
+            then(loss)
+            total += float(loss.detach())
+            predictions += count
+        return total / predictions
+
+    losses = []
+    with preserved_modes(model):
+        model.eval()
+        for parameter in params:
+            parameter.grad = None
+        try:
+            with torch.enable_grad():
+                mean_loss(lambda loss: loss.backward())
+            for radius in radii:
+                with perturbed(params, rho=radius), torch.no_grad():
+                    losses.append(mean_loss(lambda loss: None))
+        finally:
+            for parameter, gradient in zip(params, kept, strict=True):
+                parameter.grad = gradient
+    return losses
+
+
+def metrics_along_path(
+    before: nn.Module,
+    after: nn.Module,
+    judge: Evaluator,
+    *,
+    recalibrate_on: Dataset[Any] | DataLoader[Any],
+    points: int = 11,
+) -> list[tuple[float, Metrics]]:
+    """ACC and ASR at (1 - t) before + t after, for t from 0 to 1 in even steps.
+
+    Whether the backdoor is near: Min et al. (NeurIPS 2024), linear mode connectivity. Parameters are interpolated;
+    BatchNorm statistics are estimated anew at every point, since those of a network in between belong to neither.
+
+    Args:
+        before: The network that was handed in.
+        after: One of the same architecture.
+        judge: Holds the test data.
+        recalibrate_on: Clean images for the BatchNorm statistics.
+        points: How many t.
+    """
+    device = device_of(after)
+    clean = Batches(recalibrate_on, device=device, name="recalibrate_on")
+    between = copy.deepcopy(after)
+    rows = []
+    for t in torch.linspace(0, 1, points).tolist():
+        with torch.no_grad():
+            for x, start, end in zip(between.parameters(), before.parameters(), after.parameters(), strict=True):
+                x.copy_(start.lerp(end, t))
+        recalibrate(between, clean.ordered(), judge.forward)
+        rows.append((t, judge(between)))
+    return rows
+
+
+def survey(
+    before: nn.Module,
+    after: nn.Module,
+    judge: Evaluator,
+    clean: Dataset[Any],
+    *,
+    note: str,
+    reach: float = 0.01,
+    points: int = 11,
+) -> Landscape:
+    """Both for the report: the loss up to `reach` times the norm of the first network's weights, and the path."""
+    norm = nn.utils.get_total_norm([parameter.detach() for parameter in before.parameters()])
+    radii = torch.linspace(0, reach * float(norm), points).tolist()
+    return Landscape(
+        radii=radii,
+        losses=(loss_along_gradient(before, clean, radii), loss_along_gradient(after, clean, radii)),
+        path=metrics_along_path(before, after, judge, recalibrate_on=clean, points=points),
+        note=note,
+    )

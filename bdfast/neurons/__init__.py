@@ -1,0 +1,18 @@
+"""Neurons: which rows of which parameters they are, scores for each of them, and zeroing them."""
+
+from bdfast.neurons.index import NeuronIndex, NeuronLayer
+from bdfast.neurons.reinitialization import Reinitialized, prune_neurons, reinitialize
+from bdfast.neurons.rules import register_neurons
+from bdfast.neurons.scores import NeuronScores, neuron_gradient_norm, neuron_weight_change
+
+__all__ = [
+    "NeuronIndex",
+    "NeuronLayer",
+    "NeuronScores",
+    "Reinitialized",
+    "neuron_gradient_norm",
+    "neuron_weight_change",
+    "prune_neurons",
+    "register_neurons",
+    "reinitialize",
+]

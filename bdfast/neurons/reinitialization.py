@@ -1,0 +1,137 @@
+"""Removing neurons: zero their most changed sub-weights, or zero them whole."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdfast import ops
+from bdfast.neurons.index import NeuronIndex, Source, aligned_rows
+from bdfast.neurons.scores import NeuronScores, index_of
+
+# The published code ranks scores that went through a text file.
+OFFICIAL_DECIMALS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Reinitialized:
+    """What `reinitialize` did.
+
+    Attributes:
+        neurons: [R] bool, the neurons whose sub-weights were candidates, on the device of the model.
+        threshold: The change from which on a sub-weight of these neurons was zeroed.
+        zeroed: Number of sub-weights that were zeroed; above the asked share if changes equal the threshold.
+    """
+
+    neurons: Tensor
+    threshold: float
+    zeroed: int
+
+
+def reinitialize(
+    model: Source,
+    scores: NeuronScores,
+    *,
+    n: float,
+    m: float,
+    changed: tuple[Source, Source],
+    compat: str | None = None,
+) -> Reinitialized:
+    """Zero, in place, the sub-weights that changed most in the neurons that score highest (TSBD, stage 1).
+
+    Takes the K = int(n * R) neurons with the highest scores, of equal scores the earlier one; pools the
+    absolute changes of all their weights, M in number; zeroes in `model` those of at least the q-th largest
+    change, q = int(M * m), ties included. K and q are at least 1. Both products are taken in float64 and cut,
+    as in the published code: 0.29 of 100 neurons are 28. The result is the same on every backend, bit for
+    bit, given the scores.
+
+    Lin et al., Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes and
+    Backdoor Activeness, NeurIPS 2024, arXiv 2405.20291; n is swept there and m = 0.7.
+
+    Args:
+        model: The model to change, usually a copy of `original`. Biases and buffers stay as they are.
+        scores: A score for every neuron to consider, usually the neuron weight change.
+        n: Share of the neurons to take, in (0, 1].
+        m: Share of their sub-weights to zero, in (0, 1].
+        changed: The unlearned and the original model, or their state dicts, whose difference is the change.
+        compat: "official" ranks scores rounded to four decimals, as the published code does; None ranks them
+            exactly.
+
+    Returns:
+        The selected neurons, the threshold and the number of zeroed sub-weights.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: `n` or `m` is outside (0, 1], `compat` is unknown, a score or a change is NaN, or the
+            models differ in names, shapes, dtype or device. Nothing was changed then.
+    """
+    for name, share in (("n", n), ("m", m)):
+        if not 0 < share <= 1:
+            raise ValueError(f"reinitialize: {name} is {share}, expected a share in (0, 1]; 0.1 means ten per cent.")
+    if compat not in (None, "official"):
+        raise ValueError(
+            f'reinitialize: compat is {compat!r}, expected None or "official"; leave it out for the published method.'
+        )
+    if not (isinstance(changed, Sequence) and len(changed) == 2):
+        raise TypeError(
+            f"reinitialize: changed is a {type(changed).__name__}, expected two models; pass "
+            "changed=(unlearned, original)."
+        )
+    if not isinstance(scores, NeuronScores):
+        raise TypeError(
+            f"reinitialize: scores is a {type(scores).__name__}, expected NeuronScores; pass what "
+            "neuron_weight_change returns, or NeuronScores(values, index.layers)."
+        )
+    sources = {"model": model, "changed[0]": changed[0], "changed[1]": changed[1]}
+    rows, unlearned, original = aligned_rows(scores.layers, sources)
+
+    ranking = scores.ranking(decimals=OFFICIAL_DECIMALS if compat else None)
+    neurons = torch.zeros(len(scores), dtype=torch.bool, device=rows[0].device)
+    neurons[ranking[: max(1, int(n * len(scores)))].to(neurons.device)] = True
+    pool = _sub_weights(rows, neurons)
+    threshold = ops.kth_largest_change(unlearned, original, neurons, max(1, int(pool * m)))
+    if threshold.isnan():
+        raise ValueError(
+            "reinitialize: changed differs by NaN in the selected neurons, expected numbers; unlearning has "
+            "diverged, repeat it with a smaller learning rate."
+        )
+    zeroed = ops.zero_changed_(rows, unlearned, original, neurons, threshold)
+    return Reinitialized(neurons, threshold.item(), int(zeroed))
+
+
+def prune_neurons(model: Source, mask: Tensor, *, index: NeuronIndex | None = None) -> None:
+    """Zero, in place, all weights of the neurons in `mask`. Biases and buffers stay as they are.
+
+    The weights are multiplied by 0, so one that is NaN or infinite becomes NaN.
+
+    Args:
+        model: The model to change; a state dict will do if `index` is given.
+        mask: [R] bool, True for the neurons to zero: `scores.outliers()`, or `Reinitialized.neurons`.
+        index: The neurons that the mask counts, `scores.index` for a mask made from scores; by default all of
+            `model`, without the scales of normalisation layers.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: `mask` is not a bool vector with one element per neuron. Nothing was changed then.
+    """
+    index = index_of(model, index)
+    rows = aligned_rows(index.layers, {"model": model})[0]
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"prune_neurons: mask is a {type(mask).__name__}, expected a bool tensor; pass scores.outliers(), "
+            "or compare scores.values with a threshold."
+        )
+    if mask.dtype != torch.bool or mask.shape != (len(index),):
+        raise ValueError(
+            f"prune_neurons: mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of shape "
+            f"({len(index)},), one element per neuron; pass index=scores.index for a mask made from scores."
+        )
+    ops.scale_neurons_(rows, (~mask).to(rows[0].device, torch.float32))
+
+
+def _sub_weights(rows: Sequence[Tensor], neurons: Tensor) -> int:
+    columns = torch.tensor([math.prod(view.shape[1:]) for view in rows])
+    per_neuron = columns.repeat_interleave(torch.tensor([len(view) for view in rows]))
+    return int(per_neuron.to(neurons.device)[neurons].sum())

@@ -1,0 +1,62 @@
+"""Weights that stand elsewhere for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from bdfast import ops
+from bdfast.ops import Mode, Scope
+from bdfast.ops.lists import laid_out_like, with_rows
+
+
+@contextmanager
+def perturbed(
+    params: Iterable[Tensor],
+    *,
+    rho: float,
+    mode: Mode = "sam",
+    scope: Scope = "global",
+    reference: Iterable[Tensor] | None = None,
+    eps: float = 1e-12,
+) -> Iterator[Tensor]:
+    """Inside, the parameters stand at w + rho * d / ||d||; after it at w again, bit for bit, also after an exception.
+
+    d is the gradient in `.grad` ("sam", Foret et al., ICLR 2021), the gradient times the squared weight ("asam"), or
+    the way to `reference` ("path"); see `bdfast.ops.perturb_`. A parameter without gradient stays where it is, and so
+    does everything whose norm is zero or not finite.
+
+    Args:
+        params: Parameters of one dtype on one device.
+        rho: Length of the step, in the units of the weights; negative for the other direction.
+        mode: See above.
+        scope: "global": one norm over everything; "tensor": each tensor moves by rho along its own direction.
+        reference: For "path": tensors with the shapes of `params`, in their order.
+        eps: Added to the norm.
+
+    Yields:
+        The norm: [] for "global", [T] for "tensor", T counting the parameters that move.
+
+    Raises:
+        ValueError: `reference` is missing or superfluous, or lists differ; nothing has been changed.
+    """
+    if (reference is not None) != (mode == "path"):
+        raise ValueError(
+            f"reference: expected the weights to move towards with mode 'path', and nothing with another, got mode "
+            f"{mode!r} {'without' if reference is None else 'with'} them; pass both or neither."
+        )
+    given = list(params)
+    directions = [param.grad for param in given] if reference is None else list(reference)
+    pairs = [(param, x) for param, x in zip(given, directions, strict=True) if x is not None]
+    moving = [with_rows(param.detach()) for param, _ in pairs]
+    saved = [torch.empty_like(param) for param in moving]
+    dirs = [with_rows(laid_out_like(x.detach(), param)) for param, x in pairs]
+    try:
+        yield ops.perturb_(moving, dirs, saved, rho=rho, mode=mode, scope=scope, eps=eps)
+    finally:
+        if moving:
+            with torch.no_grad():
+                torch._foreach_copy_(moving, saved)

@@ -1,0 +1,150 @@
+"""A backdoored network to try a defense on: images, poisoned training, and the triggered test set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bdfast import attacks
+from bdfast.attacks import Attack, Triggered, poisoned
+from bdfast.data.images import ImageTensors
+from bdfast.data.sources import DataSource, demo_data, digits_source
+from bdfast.errors import nearest
+from bdfast.io import load_into, save_weights
+from bdfast.models import ModelSpec
+from bdfast.training import fit
+from bdfast.training.progress import Progress, as_progress
+from bdfast.training.seeds import derived_seed, seeded
+
+DATA = ("fashion-mnist", "digits")
+EPOCHS = {"Fashion-MNIST": 4, "digits": 30}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All of a scenario but the network.
+
+    Attributes:
+        source: The images.
+        attack: The trigger, its labels and the poison rate.
+        clean: What the defender has: clean images that the attacker does not train on.
+        attacker: The training images of the attacker, before poisoning.
+        triggered: The test set with the trigger.
+        spec: How to build the network.
+        epochs: Of the attacker's training.
+    """
+
+    source: DataSource
+    attack: Attack
+    clean: ImageTensors
+    attacker: ImageTensors
+    triggered: Triggered
+    spec: ModelSpec
+    epochs: int
+
+    @property
+    def test(self) -> ImageTensors:
+        """The clean test set; neither attacker nor defender sees it."""
+        return self.source.test
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario(Plan):
+    """A backdoored network with everything to clean it and to measure it.
+
+    Attributes:
+        model: The network of the attacker, in eval mode.
+    """
+
+    model: nn.Module
+
+
+def plan(
+    attack: str | Attack = "badnets", *, seed: int = 0, clean_share: float = 0.05, data: str = "fashion-mnist"
+) -> Plan:
+    """Fetch the images and give `clean_share` of the training set to the defender, the rest to the attacker.
+
+    Args and errors as for `backdoored`.
+    """
+    if isinstance(attack, str):
+        if attack not in attacks.METHODS:
+            known = attacks.METHODS
+            raise ValueError(f"attack: expected one of {', '.join(known)}, got {attack!r}; {nearest(attack, known)}")
+        attack = attacks.METHODS[attack]()
+    if not 0 < clean_share < 1:
+        raise ValueError(f"clean_share: expected a fraction in (0, 1), got {clean_share}; 0.05 is 5 %.")
+    if data not in DATA:
+        raise ValueError(f"data: expected one of {', '.join(DATA)}, got {data!r}; {nearest(data, DATA)}")
+    source = demo_data() if data == "fashion-mnist" else digits_source()
+    order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(derived_seed(seed, "clean")))
+    count = round(clean_share * len(order))
+    pixels = source.train.images.float() / 255
+    spec = ModelSpec(
+        num_classes=len(source.train.class_names or ()),
+        in_channels=1,
+        width=16,
+        mean=(round(pixels.mean().item(), 4),),
+        std=(round(pixels.std().item(), 4),),
+    )
+    return Plan(
+        source=source,
+        attack=attack,
+        clean=source.train.subset(order[:count]),
+        attacker=source.train.subset(order[count:]),
+        triggered=Triggered(source.test, attack),
+        spec=spec,
+        epochs=EPOCHS[source.name],
+    )
+
+
+def backdoored(
+    attack: str | Attack = "badnets",
+    *,
+    seed: int = 0,
+    clean_share: float = 0.05,
+    data: Literal["fashion-mnist", "digits"] = "fashion-mnist",
+    weights: str | Path | None = None,
+    progress: bool | Progress = False,
+) -> Scenario:
+    """A backdoored PreAct-ResNet18 of width 16 to try a defense on; about two minutes of training on two cores.
+
+    Args:
+        attack: A name from `bdfast.list_methods("poison")`, or an attack with its options.
+        seed: Fixes the network, the poisoned images and the defender's.
+        clean_share: The defender's clean images, as a fraction of the training set.
+        data: "fashion-mnist", fetched at the first call and kept in the data cache (28x28, 60,000 training images), or
+            "digits" of scikit-learn (8x8, 1,500 of them): a network in seconds.
+        weights: File of weights to load in place of training; trained and written there where it does not exist yet.
+        progress: Show progress on stderr.
+
+    Raises:
+        ValueError: There is no such attack or data set, the share is out of range, or `weights` belongs to another
+            network.
+    """
+    planned = plan(attack, seed=seed, clean_share=clean_share, data=data)
+    return plant(planned, seed=seed, weights=weights, progress=progress)
+
+
+def plant(
+    planned: Plan, *, seed: int = 0, weights: str | Path | None = None, progress: bool | Progress = False
+) -> Scenario:
+    """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`."""
+    path = None if weights is None else Path(weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with seeded(derived_seed(seed, "weights"), torch.device("cpu")):
+        model = planned.spec.build()
+    # Convolutions run faster in this memory format, on CPUs and GPUs alike.
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if path is not None and path.exists():
+        load_into(model, path)
+    else:
+        images = poisoned(planned.attacker, planned.attack, seed=derived_seed(seed, "poison"))
+        fit(model, images, epochs=planned.epochs, seed=seed, progress=as_progress(progress))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(model, path, description=planned.spec.to_json())
+    return Scenario(**vars(planned), model=model.eval())

@@ -1,0 +1,146 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdfast import scenario
+from bdfast.cli import main
+from bdfast.data.sources import digits_source
+from bdfast.defenses import TSBDDefense
+from bdfast.io.weights import save_weights
+from bdfast.models import ModelSpec
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    """The demo on digits, with fewer epochs of everything."""
+    monkeypatch.setattr(scenario, "demo_data", digits_source)
+    monkeypatch.setitem(scenario.EPOCHS, "digits", 8)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    spec = ModelSpec(num_classes=2, in_channels=3, width=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(spec.build(), tmp_path / "model.safetensors", description=spec.to_json())
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Sixteen images of two classes."""
+    values = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(8):
+            pixels = values.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
+    output = tmp_path / "out"
+    main(["demo", "--output", str(output), "--clean-share", "0.2", "--json", "--quiet"])
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((output / "metrics.json").read_text())
+    assert printed == written
+    assert set(written) == {"before", "after", "der", "found", "seconds", "options"}
+    assert set(written["before"]) == set(written["after"]) == {"acc", "asr", "ra"}
+    assert written["before"]["asr"] > 0.9
+    assert 0 <= written["der"] <= 1
+    assert written["options"]["attack"] == "badnets"
+    assert written["options"]["tsbd.n"] in TSBDDefense.ladder
+    page = (output / "report.html").read_text()
+    assert "scikit-learn's digits" in page.replace("&#39;", "'")
+    expected = {"metrics.png", "weight_change.png", "accuracy.png", "sharpness.png", "path.png", "examples.png"}
+    assert expected <= {p.name for p in output.iterdir()}
+
+    # Both models can be evaluated again from their files alone, and give the figures of the report.
+    demo_source = digits_source()
+    for name, part in (("backdoored.safetensors", "before"), ("purified/model.safetensors", "after")):
+        main_evaluate(output / name, demo_source)
+        again = json.loads(capsys.readouterr().out)
+        assert again["acc"] == pytest.approx(written[part]["acc"], abs=0.01)
+        assert again["asr"] == pytest.approx(written[part]["asr"], abs=0.01)
+
+
+def main_evaluate(path, source):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bdfast.data.named_sets.demo_data", lambda: source)
+        main(["evaluate", str(path), "--data", "fashion-mnist", "--attack", "badnets", "--json"])
+
+
+def test_demo_shows_a_table(tmp_path, small_demo, capsys):
+    main(["demo", "--output", str(tmp_path), "--clean-share", "0.2", "--attack", "blended"])
+    shown = capsys.readouterr().out
+    assert "backdoored" in shown
+    assert "purified" in shown
+    assert "ASR" in shown
+
+
+def test_purify_and_evaluate_a_users_model(tmp_path, checkpoint, folder, capsys):
+    out = tmp_path / "purified"
+    main(
+        f"purify tsbd {checkpoint} --data {folder} --output {out} --n 0.2 --epochs 1 --unlearn-lr 0.1 "
+        "--batch-size 8 --no-amp --images 12 --json --quiet".split()
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["options"]["n"] == 0.2
+    assert summary["neurons_reset"] == int(0.2 * summary["neurons"])
+    assert (out / "report.html").exists()
+    main(["evaluate", str(out / "model.safetensors"), "--data", str(folder), "--recalibrate-on", str(folder), "--json"])
+    metrics = json.loads(capsys.readouterr().out)
+    assert 0 <= metrics["acc"] <= 1
+    assert metrics["asr"] is None
+
+
+def test_doctor(capsys):
+    main(["doctor"])
+    assert "backend torch" in capsys.readouterr().out
+    main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["backends"]["torch"]["available"] is True
+    assert report["backends"]["cuda"]["reason"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["purify", "--help"], ["purify"]])
+def test_help(arguments, capsys):
+    main(arguments)
+    assert "usage: bdfast" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("bdfast 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["purfy"], "did you mean 'purify'"),
+        (["purify", "tsdb"], "did you mean 'tsbd'"),
+        (["purify", "tsbd", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
+        (["evaluate", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
+        (["evaluate", "x.pt", "--data", "x", "--attack", "badnet"], "did you mean 'badnets'"),
+        (["demo", "--attack", "wanet"], "attack: expected one of badnets, blended, got 'wanet'"),
+        (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, got 'magic'"),
+        (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_wrong_architecture_is_explained(checkpoint, folder, capsys, tmp_path):
+    torch.save(ModelSpec(num_classes=5, width=4).build().state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "plain.pt"), "--data", str(folder), "--width", "4"])
+    assert "2 of another shape (the first is 'linear.bias')" in capsys.readouterr().err
