@@ -6,11 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from bdfast.ops.backends import ORDER, backends, use_backend
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER:
+    # Several threads of several workers on the same cores are slower than one each.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What must not be missing: backends, "cuda-build", "emulator", "gpu". Set where they are known to be there.
 REQUIRED = os.environ.get("BDFAST_REQUIRE", "").replace(",", " ").split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: the short ones then fill up whichever worker is free."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if WORKER else own
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +101,10 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def backdoored(digits):
-    """A small network with a working backdoor, and what it does."""
+def backdoored(digits, shared_folder):
+    """A small network with a working backdoor, and what it does; one worker trains it."""
     import bdfast
+    from bdfast.io import load_into, save_weights
     from bdfast.models import PreActResNet18
     from bdfast.training import fit
     from bdfast.training.seeds import seeded
@@ -93,7 +113,13 @@ def backdoored(digits):
     attack = bdfast.BadNets(size=2)
     with seeded(0, torch.device("cpu")):
         model = PreActResNet18(10, width=8, in_channels=1)
-    fit(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
+    weights = shared_folder / "backdoored.safetensors"
+    with FileLock(shared_folder / "backdoored.lock"):
+        if weights.exists():
+            load_into(model, weights)
+        else:
+            fit(model, bdfast.poisoned(attacker, attack), epochs=10, batch_size=64, amp=False)
+            save_weights(model, weights)
     judge = bdfast.Evaluator(test, bdfast.Triggered(test, attack))
     before = judge(model)
     assert before.acc > 0.9

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bdfast.data.named_sets import named_data
-from bdfast.io.weights import load_into, read_description
+from bdfast.io.checkpoints import load_into, read_description
 from bdfast.models.spec import ModelSpec
 
 

@@ -23,11 +23,11 @@ from bdfast.errors import nearest
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
 from bdfast.task import Forward, checked_forward, default_forward, device_of
 from bdfast.training import Run, Setup, memory_format
-from bdfast.training.checkpoints import Checkpoints, fingerprint
 from bdfast.training.loop import Augment
 from bdfast.training.modes import eval_mode, preserved_modes
 from bdfast.training.precision import computes_in_bfloat16
 from bdfast.training.progress import Progress, as_progress
+from bdfast.training.resumption import Checkpoints, fingerprint
 from bdfast.training.seeds import seeded
 
 AUGMENTATION = Augmentation()

@@ -14,11 +14,11 @@ from torch import nn
 from bdfast import task
 from bdfast.data.batches import Batch, Batches
 from bdfast.task import Forward, StepResult
-from bdfast.training.checkpoints import Checkpoints
 from bdfast.training.history import Epoch, Row
 from bdfast.training.modes import eval_mode
 from bdfast.training.precision import autocast
 from bdfast.training.progress import Progress, Silent
+from bdfast.training.resumption import Checkpoints
 from bdfast.training.seeds import derived_seed
 
 RECENT = 3

@@ -9,7 +9,7 @@ from bdfast import scenario
 from bdfast.cli import main
 from bdfast.data.sources import digits_source
 from bdfast.defenses import TSBDDefense
-from bdfast.io.weights import save_weights
+from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
 
 

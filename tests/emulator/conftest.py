@@ -6,6 +6,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "emulator":
             item.add_marker(pytest.mark.slow)
+            if "emulated" in item.fixturenames:
+                item.add_marker(pytest.mark.xdist_group("emulated kernels"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,10 @@ BUGS = {
 }
 
 
+# All of them use what one fixture compiles.
+pytestmark = pytest.mark.xdist_group("planted bugs")
+
+
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bugs")

@@ -56,6 +56,10 @@ CASES = {
 }
 
 
+# All of them use what one fixture compiles.
+pytestmark = pytest.mark.xdist_group("instructions")
+
+
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """kernel, call -> the program that runs it; each is compiled once."""

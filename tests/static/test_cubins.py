@@ -9,6 +9,10 @@ MOST_REGISTERS = 64  # half of the warps that an SM can hold
 WRITING = ("scale_rows", "zero_rows", "step")
 
 
+# All of them use what one fixture compiles.
+pytestmark = pytest.mark.xdist_group("cubins")
+
+
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory, skip_without):
     skip_without("cuda-build", missing())

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from bdfast import task
 from bdfast.data.batches import Batches
 from bdfast.training import Run
-from bdfast.training.checkpoints import Checkpoints
+from bdfast.training.resumption import Checkpoints
 from bdfast.training.seeds import seeded
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
-FILES = ("neuron_norms", "kth_largest_change", "zero_changed", "scale_neurons", "perturb", "sharp_step", "sums")
+OPS = ("neuron_norms", "kth_largest_change", "zero_changed", "scale_neurons", "perturb", "sharp_step")
+FILES = (*(f"{op}_kernel" for op in OPS), "sums")
 ARCHITECTURES = (80, 90, 100)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled Triton kernels")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdfast.training.checkpoints import Checkpoints, fingerprint
+from bdfast.training.resumption import Checkpoints, fingerprint
 
 
 def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):

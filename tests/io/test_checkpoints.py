@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdfast.io.weights import load_into, load_weights, read_description, save_weights
+from bdfast.io.checkpoints import load_into, load_weights, read_description, save_weights
 
 
 class Hostile:
@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bdfast.io.weights.save_file", full_disk)
+    monkeypatch.setattr("bdfast.io.checkpoints.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_weights(model(), path)
     assert path.read_bytes() == old
