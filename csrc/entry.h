@@ -47,7 +47,13 @@ class Entry {
     return dim_ == other.dim_ && std::equal(sizes_, sizes_ + dim_, other.sizes_);
   }
 
-  bool has_strides_of(const Entry& other) const { return std::equal(strides_, strides_ + dim_, other.strides_); }
+  // A dimension of size 1 has no step to make: its stride is any number.
+  bool has_strides_of(const Entry& other) const {
+    for (int64_t d = 0; d < dim_; d++) {
+      if (sizes_[d] != 1 && strides_[d] != other.strides_[d]) return false;
+    }
+    return true;
+  }
 
   int32_t device_index() const {
     int32_t index = 0;

@@ -32,6 +32,13 @@ inline bool rows_are_dense(const Entry& x) {
   return span == columns;
 }
 
+// Whether a kernel may read the memory from `data` on: there is some, and every item lies where the processor expects it.
+inline bool is_usable(const void* data, size_t item_size) {
+  return data != nullptr && reinterpret_cast<uintptr_t>(data) % item_size == 0;
+}
+
+inline size_t item_size(ScalarType dtype) { return dtype == ScalarType::Float ? 4 : 2; }
+
 inline ScalarType checked_dtype(const Entry& x) {
   if (x.dtype_code() == aoti_torch_dtype_float32()) return ScalarType::Float;
   if (x.dtype_code() == aoti_torch_dtype_bfloat16()) return ScalarType::BFloat16;
@@ -39,8 +46,8 @@ inline ScalarType checked_dtype(const Entry& x) {
   return ScalarType::Half;
 }
 
-// Lists of one length, dtype and device; entries of one shape and one order in memory, with dense rows. Lists that an
-// op does without are empty, but for the first.
+// Lists of one length, dtype and device; entries of one shape and one order in memory, with dense rows, each item at a
+// multiple of its size. Lists that an op does without are empty, but for the first.
 inline ScalarType check_lists(std::initializer_list<const List*> lists,
                               int32_t device_type = aoti_torch_device_type_cpu()) {
   const List& first = **lists.begin();
@@ -52,6 +59,7 @@ inline ScalarType check_lists(std::initializer_list<const List*> lists,
     for (size_t i = 0; i < first.size(); i++) {
       const Entry &x = (*list)[i], &lead = first[i];
       BDFAST_REFUSE_UNLESS(x.device_type() == device_type && x.dtype_code() == first[0].dtype_code());
+      BDFAST_REFUSE_UNLESS(x.numel() == 0 || is_usable(x.const_data_ptr(), item_size(dtype)));
       if (list == &first) {
         BDFAST_REFUSE_UNLESS(x.dim() > 0 && rows_are_dense(x));
       } else {
@@ -64,29 +72,66 @@ inline ScalarType check_lists(std::initializer_list<const List*> lists,
   return dtype;
 }
 
-// A list that is written holds no memory twice, and shares none with the lists in `others`.
-inline void check_written(const List& written, std::initializer_list<const List*> others) {
-  std::vector<const void*> addresses;
-  addresses.reserve(written.size());
-  for (const Entry& x : written) {
-    if (x.numel() > 0) addresses.push_back(x.const_data_ptr());
+// The memory that a call uses. What is written must be reached in one way only, or threads would find there what others
+// have left. The lists were checked, so that an entry is all of the memory from its first item to its last.
+class MemoryUse {
+ public:
+  explicit MemoryUse(ScalarType dtype) : item_size_(item_size(dtype)) {}
+
+  void write(const List& list) {
+    for (const Entry& x : list) add(x.const_data_ptr(), x.numel() * item_size_, true);
   }
-  std::sort(addresses.begin(), addresses.end());
-  BDFAST_REFUSE_UNLESS(std::adjacent_find(addresses.begin(), addresses.end()) == addresses.end());
-  for (const List* list : others) {
-    for (const Entry& x : *list) {
-      bool found = std::binary_search(addresses.begin(), addresses.end(), x.const_data_ptr());
-      BDFAST_REFUSE_UNLESS(!found || x.numel() == 0);
+
+  void read(const List& list) {
+    for (const Entry& x : list) add(x.const_data_ptr(), x.numel() * item_size_, false);
+  }
+
+  // Entry i may also be entry i of `written`, as the kernels read an element before they write it.
+  void read(const List& list, const List& written) {
+    for (size_t i = 0; i < list.size(); i++) {
+      const void* data = list[i].const_data_ptr();
+      if (data != written[i].const_data_ptr()) add(data, list[i].numel() * item_size_, false);
     }
   }
-}
 
-// The values of a vector of this length.
+  void read(const Tensor& vector) {
+    add(vector.const_data_ptr(), vector.numel() * static_cast<int64_t>(vector.element_size()), false);
+  }
+
+  void check() {
+    std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    uintptr_t written_end = 0, end = 0;
+    for (const Range& range : ranges_) {
+      BDFAST_REFUSE_UNLESS(range.begin >= (range.written ? end : written_end));
+      end = std::max(end, range.end);
+      if (range.written) written_end = std::max(written_end, range.end);
+    }
+  }
+
+ private:
+  struct Range {
+    uintptr_t begin;
+    uintptr_t end;
+    bool written;
+  };
+
+  void add(const void* data, int64_t bytes, bool written) {
+    uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+    if (bytes > 0) ranges_.push_back({begin, begin + static_cast<uintptr_t>(bytes), written});
+  }
+
+  int64_t item_size_;
+  std::vector<Range> ranges_;
+};
+
+// The values of a tensor of this shape, that of a number or a vector, on the CPU.
 template <class T>
-const T* vector_values(const Tensor& vector, ScalarType dtype, int64_t size) {
-  BDFAST_REFUSE_UNLESS(vector.is_cpu() && vector.scalar_type() == dtype && vector.dim() == 1 &&
-                       vector.numel() == size && vector.is_contiguous());
-  return static_cast<const T*>(vector.const_data_ptr());
+const T* values(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  BDFAST_REFUSE_UNLESS(x.is_cpu() && x.scalar_type() == dtype && x.dim() == static_cast<int64_t>(sizes.size()) &&
+                       std::equal(sizes.begin(), sizes.end(), x.sizes().begin()) && x.is_contiguous());
+  const void* data = x.const_data_ptr();
+  BDFAST_REFUSE_UNLESS(x.numel() == 0 || is_usable(data, sizeof(T)));
+  return static_cast<const T*>(data);
 }
 
 // A number or a vector, not initialised.
@@ -97,12 +142,6 @@ inline Tensor new_result(std::vector<int64_t> sizes, int32_t dtype, int32_t devi
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), dtype, device_type, device_index, &handle));
   return Tensor(handle);
-}
-
-// A single number.
-inline float number(const Tensor& x) {
-  BDFAST_REFUSE_UNLESS(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 0);
-  return *static_cast<const float*>(x.const_data_ptr());
 }
 
 }  // namespace bdfast

@@ -1,7 +1,7 @@
-"""All checks of arguments, made once, before anything is read or written; the kernels trust them.
+"""All checks of arguments, made once, before anything is read or written; `aliasing` has those of memory.
 
-Everything is compared in a few sweeps that cost a list comprehension each. Only after a sweep has found
-something does a second look name the argument and the index.
+Everything is compared in a few loops that cost a list comprehension each. Only where one of them has found something
+does a second loop look for the argument and the index.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdfast.errors import nearest
+from bdfast.ops import aliasing
 
 Lists = dict[str, list[Tensor]]
 
@@ -21,7 +22,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def as_list(op: str, name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors as a list; a lone tensor is refused, as it would silently be taken apart row by row."""
     if isinstance(tensors, Tensor):
-        raise TypeError(f"{op}: {name} is a single tensor, expected a list of tensors; write [{name}].")
+        raise TypeError(f"{op}: {name}: expected a list of tensors, got a single tensor; write [{name}].")
     return list(tensors)
 
 
@@ -31,8 +32,8 @@ def check_lists(op: str, lists: Lists) -> None:
     for name, tensors in others:
         if len(tensors) != len(first):
             raise ValueError(
-                f"{op}: {name} has {len(tensors)} tensors, expected {len(first)} like {first_name}; "
-                "pass lists that belong to the same parameters."
+                f"{op}: {name}: expected {len(first)} tensors like {first_name}, got {len(tensors)}; pass lists that "
+                "belong to the same parameters."
             )
     everything = list(chain.from_iterable(lists.values()))
     for x in everything:
@@ -51,6 +52,9 @@ def check_lists(op: str, lists: Lists) -> None:
         _explain_difference(op, lists)
     if others and not all(map(Tensor.is_contiguous, everything)):
         _check_strides(op, lists)
+    for name, tensors in lists.items():
+        for i, x in enumerate(tensors):
+            aliasing.check_address(op, f"{name}[{i}]", x)
 
 
 def check_vector(op: str, name: str, vector: Tensor, dtype: torch.dtype, like: tuple[str, list[Tensor]]) -> None:
@@ -59,61 +63,41 @@ def check_vector(op: str, name: str, vector: Tensor, dtype: torch.dtype, like: t
     rows = sum([x.shape[0] for x in like[1]])
     if vector.shape != (rows,):
         raise ValueError(
-            f"{op}: {name} has shape {list(vector.shape)}, expected [{rows}], one value per row of "
-            f"all tensors in {like[0]}; count the rows (dimension 0) over the whole list."
+            f"{op}: {name}: expected shape [{rows}], one value per row of all tensors in {like[0]}, got "
+            f"{list(vector.shape)}; count the rows (dimension 0) over the whole list."
         )
 
 
 def check_tensor(op: str, name: str, x: Tensor, dtype: torch.dtype, like: tuple[str, list[Tensor]]) -> None:
     """A tensor of this dtype on the device of the list `like`."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(x).__name__}, expected a {dtype} tensor; use torch.as_tensor.")
+        raise TypeError(f"{op}: {name}: expected a {dtype} tensor, got a {type(x).__name__}; use torch.as_tensor.")
     if x.dtype is not dtype:
-        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {dtype}; call {name}.to({dtype}).")
+        raise TypeError(f"{op}: {name}: expected dtype {dtype}, got {x.dtype}; call {name}.to({dtype}).")
     like_name, tensors = like
     if tensors and x.device != tensors[0].device:
         raise ValueError(
-            f"{op}: {name} is on {x.device}, expected {tensors[0].device} like {like_name}; "
+            f"{op}: {name}: expected device {tensors[0].device} like {like_name}, got {x.device}; "
             f"call {name}.to({like_name}[0].device)."
         )
+    aliasing.check_address(op, name, x)
 
 
 def check_writable(op: str, name: str, tensors: list[Tensor]) -> None:
-    """No memory that is reached twice, inside one tensor or through two tensors of the list."""
+    """No element of a tensor lies in the memory of another element of it."""
     for i, x in enumerate(tensors):
         if not x.is_contiguous() and _may_overlap(x):
             raise ValueError(
-                f"{op}: {name}[{i}] has strides {x.stride()} for shape {list(x.shape)}, expected memory of "
-                f"its own for every element; write into {name}[{i}].clone()."
+                f"{op}: {name}[{i}]: expected memory of its own for every element, got strides {x.stride()} for shape "
+                f"{list(x.shape)}; write into {name}[{i}].clone()."
             )
-    # Traced and fake tensors have no address.
-    if torch.compiler.is_compiling() or not tensors or type(tensors[0]) not in (Tensor, torch.nn.Parameter):
-        return
-    addresses = [x.data_ptr() for x in tensors if x.numel()]
-    if len(set(addresses)) < len(addresses):
-        _explain_shared(op, name, tensors)
-
-
-def check_apart(op: str, lists: Lists, written: str, others: Iterable[str]) -> None:
-    """The tensors that are written share no memory with those of the other lists, as far as these were passed."""
-    tensors = lists.get(written)
-    if not tensors or torch.compiler.is_compiling() or type(tensors[0]) not in (Tensor, torch.nn.Parameter):
-        return
-    addresses = {x.data_ptr(): i for i, x in enumerate(tensors) if x.numel()}
-    for name in others:
-        for i, x in enumerate(lists.get(name, ())):
-            if x.numel() and x.data_ptr() in addresses:
-                raise ValueError(
-                    f"{op}: {name}[{i}] shares its memory with {written}[{addresses[x.data_ptr()]}], expected memory "
-                    f"of its own, since {written} is overwritten; pass {name}[{i}].clone()."
-                )
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of the words that an option knows."""
     if value not in choices:
         raise ValueError(
-            f"{op}: {name} is {value!r}, expected one of {', '.join(choices)}; {nearest(str(value), choices)}"
+            f"{op}: {name}: expected one of {', '.join(choices)}, got {value!r}; {nearest(str(value), choices)}"
         )
 
 
@@ -125,20 +109,29 @@ def rows_are_dense(x: Tensor) -> bool:
     return (x.shape[0] == 1 or x.stride(0) == columns) and _span(strides(x[0])) == columns
 
 
-def make_rows_dense(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tensor, Tensor]]:
-    """Replace what no kernel can read (such as transposed views) by contiguous copies.
+def make_readable(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tensor, Tensor]]:
+    """Replace what no kernel can read (transposed views, odd addresses, negated views) by copies.
 
     Returns:
         (original, copy) of what was replaced in the lists named in `written`, to copy the results back.
     """
     copied = []
-    for i, x in enumerate(next(iter(lists.values()))):
-        if not rows_are_dense(x):
-            for name, tensors in lists.items():
-                original, tensors[i] = tensors[i], tensors[i].contiguous()
-                if name in written:
-                    copied.append((original, tensors[i]))
+    for i, lead in enumerate(next(iter(lists.values()))):
+        dense = rows_are_dense(lead)
+        for name, tensors in lists.items():
+            original = tensors[i]
+            if not dense:
+                tensors[i] = original.clone(memory_format=torch.contiguous_format)
+            elif not readable(original):
+                tensors[i] = original.clone()
+            if name in written and tensors[i] is not original:
+                copied.append((original, tensors[i]))
     return copied
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the numbers stand in memory as they are, each at a multiple of its size."""
+    return aliasing.is_aligned(x) and not x.is_neg()
 
 
 def strides(x: Tensor) -> list[tuple[int, int]]:
@@ -171,8 +164,8 @@ def _check_strides(op: str, lists: Lists) -> None:
         for i, (x, expected) in enumerate(zip(tensors, first, strict=True)):
             if strides(x) != strides(expected):
                 raise ValueError(
-                    f"{op}: {name}[{i}] has strides {x.stride()}, expected {expected.stride()} like "
-                    f"{first_name}[{i}]; call .contiguous() on both, or give both one memory format."
+                    f"{op}: {name}[{i}]: expected strides {expected.stride()} like {first_name}[{i}], got "
+                    f"{x.stride()}; call .contiguous() on both, or give both one memory format."
                 )
 
 
@@ -181,10 +174,10 @@ def _explain_kind(op: str, lists: Lists) -> NoReturn:
         for i, x in enumerate(tensors):
             if not isinstance(x, Tensor):
                 advice = "leave out parameters that have no gradient" if x is None else "pass tensors only"
-                raise TypeError(f"{op}: {name}[{i}] is a {type(x).__name__}, expected a tensor; {advice}.")
+                raise TypeError(f"{op}: {name}[{i}]: expected a tensor, got a {type(x).__name__}; {advice}.")
             if x.layout is not torch.strided:
                 raise TypeError(
-                    f"{op}: {name}[{i}] has layout {x.layout}, expected {torch.strided}; call {name}[{i}].to_dense()."
+                    f"{op}: {name}[{i}]: expected layout {torch.strided}, got {x.layout}; call {name}[{i}].to_dense()."
                 )
     raise AssertionError("unreachable: the caller has seen such a tensor")
 
@@ -194,40 +187,29 @@ def _explain_difference(op: str, lists: Lists) -> NoReturn:
     lead = first[0]
     if lead.dtype not in _DTYPES:
         raise TypeError(
-            f"{op}: {first_name}[0] has dtype {lead.dtype}, expected float32, bfloat16, float16 or float64; "
-            "leave out buffers and quantised weights."
+            f"{op}: {first_name}[0]: expected dtype float32, bfloat16, float16 or float64, got {lead.dtype}; leave out "
+            "buffers and quantised weights."
         )
     for name, tensors in lists.items():
         for i, (x, expected) in enumerate(zip(tensors, first, strict=True)):
             if x.dtype != lead.dtype:
                 raise TypeError(
-                    f"{op}: {name}[{i}] has dtype {x.dtype}, expected {lead.dtype} like {first_name}[0]; "
-                    "convert it, or call once per dtype."
+                    f"{op}: {name}[{i}]: expected dtype {lead.dtype} like {first_name}[0], got {x.dtype}; convert it, "
+                    "or call once per dtype."
                 )
             if x.device != lead.device:
                 raise ValueError(
-                    f"{op}: {name}[{i}] is on {x.device}, expected {lead.device} like {first_name}[0]; "
-                    "move it, or call once per device."
+                    f"{op}: {name}[{i}]: expected device {lead.device} like {first_name}[0], got {x.device}; move it, "
+                    "or call once per device."
                 )
             if x.ndim == 0:
                 raise ValueError(
-                    f"{op}: {name}[{i}] has no dimension, expected at least one, the neurons; "
-                    f"pass {name}[{i}].reshape(1) or leave it out."
+                    f"{op}: {name}[{i}]: expected at least one dimension, the neurons, got none; pass "
+                    f"{name}[{i}].reshape(1) or leave it out."
                 )
             if x.shape != expected.shape:
                 raise ValueError(
-                    f"{op}: {name}[{i}] has shape {list(x.shape)}, expected {list(expected.shape)} like "
-                    f"{first_name}[{i}]; pass the lists in the same order."
+                    f"{op}: {name}[{i}]: expected shape {list(expected.shape)} like {first_name}[{i}], got "
+                    f"{list(x.shape)}; pass the lists in the same order."
                 )
     raise AssertionError("unreachable: the caller has seen a difference")
-
-
-def _explain_shared(op: str, name: str, tensors: list[Tensor]) -> NoReturn:
-    seen: dict[int, int] = {}
-    for i, x in enumerate(tensors):
-        if x.numel() and (first := seen.setdefault(x.data_ptr(), i)) != i:
-            raise ValueError(
-                f"{op}: {name}[{i}] shares its memory with {name}[{first}], expected every parameter once; "
-                "leave out the second of tied parameters."
-            )
-    raise AssertionError("unreachable: the caller has seen a shared address")

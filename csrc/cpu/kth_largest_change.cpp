@@ -210,7 +210,7 @@ uint32_t select_by_digits(const Pool& pool, int64_t q) {
 Tensor kth_largest_change(const List& xs, const List& refs, const Tensor& neurons, int64_t q) {
   BDFAST_REFUSE_UNLESS(xs.size() == refs.size());
   Pool pool{make_blocks({}, xs, refs), {}, 0};
-  const bool* selected = vector_values<bool>(neurons, ScalarType::Bool, pool.blocks.rows);
+  const bool* selected = values<bool>(neurons, ScalarType::Bool, {pool.blocks.rows});
   pool.pieces = cut(pool.blocks, [=](int64_t row) { return selected[row]; });
   pool.size = count_elements(pool.pieces);
   if (q < 1 || q > pool.size) {

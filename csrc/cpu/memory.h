@@ -8,6 +8,9 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace bdfast {
 
@@ -24,6 +27,18 @@ template <class T>
 inline void fetch_ahead(const T* x, int64_t n) {
   const char* at = reinterpret_cast<const char*>(x) + kAheadBytes;
   for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += kLineBytes) __builtin_prefetch(at + byte);
+}
+
+// For large memory that is new: the system has to clear and map every page of it at the first write, and takes longer
+// for that than the op for its work, unless the pages are large too. Only a request: nothing is changed where it fails.
+inline void ask_for_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  begin = (begin + kPage - 1) / kPage * kPage;
+  end = end / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 // A copy past the caches: what is overwritten is not read first, as a store otherwise does. Ends with end_of_stream.

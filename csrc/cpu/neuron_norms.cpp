@@ -48,7 +48,11 @@ inline double measure(const typename E::Stored* x, const typename E::Stored* ref
 
 template <Norm kNorm, bool kHasRef, class E>
 inline double measure_narrow(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
-  if constexpr (kNorm == Norm::kLargest) return largest<kHasRef, E>(x, ref, n);
+  if constexpr (kNorm == Norm::kLargest) {
+    uint32_t bits = 0;
+    for (int64_t i = 0; i < n; i++) bits = std::max(bits, bits_of(change<kHasRef, E>(x, ref, i)));
+    return float_of(bits);
+  }
   float total = 0;
   for (int64_t i = 0; i < n; i++) total += term<kNorm, kHasRef, E>(x, ref, i);
   return total;
@@ -105,6 +109,34 @@ void measure_narrow_rows(Norm norm, ScalarType dtype, const Block& block, int64_
   });
 }
 
+// Rows of a single column: the norm is the change itself. That holds for sqrt(d * d) too, rounded as it is, unless the
+// square leaves the normal numbers.
+template <Norm kNorm, bool kHasRef, class E>
+inline void measure_single(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, float* out) {
+  constexpr uint32_t kLow = 0x20800000, kHigh = 0x5f000000;  // 2^-62 and 2^63
+  uint32_t outside = 0;
+  auto measured = [=, &outside](int64_t i) {
+    float d = change<kHasRef, E>(x, ref, i);
+    uint32_t bits = bits_of(d);
+    if constexpr (kNorm == Norm::kSumOfSquares) outside |= (bits != 0) & (bits - kLow > kHigh - kLow);
+    out[i] = d;
+  };
+  in_lanes(0, n, measured, x, ref);
+  if (outside == 0) return;
+  for (int64_t i = 0; i < n; i++) out[i] = finish(kNorm, term<kNorm, kHasRef, E>(x, ref, i));
+}
+
+BDFAST_VECTORISED void measure_single_column(Norm norm, ScalarType dtype, const Block& block, int64_t begin,
+                                             int64_t count, float* out) {
+  with_norm(norm, dtype, block, [=](auto kind, const auto* x, const auto* ref) {
+    using K = decltype(kind);
+    for (int64_t i = 0; i < count; i += kStreamElements) {
+      int64_t n = std::min(kStreamElements, count - i);
+      measure_single<K::value, K::has_ref, typename K::Element>(x + begin + i, ref + begin + i, n, out + i);
+    }
+  });
+}
+
 double combine(Norm norm, double total, double part) {
   if (norm != Norm::kLargest) return total + part;
   return part > total || std::isnan(part) ? part : total;
@@ -115,9 +147,12 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
   Blocks blocks = make_blocks({}, xs, refs);
   Tensor result = new_result({blocks.rows}, aoti_torch_dtype_float32());
   float* out = static_cast<float*>(result.mutable_data_ptr());
-  std::fill(out, out + blocks.rows, 0.0f);
+  ask_for_large_pages(out, blocks.rows * static_cast<int64_t>(sizeof(float)));
+  for (const Block& block : blocks.list) {
+    if (block.columns == 0) std::fill_n(out + block.first_row, block.rows, 0.0f);  // no piece reaches these
+  }
 
-  std::vector<Piece> pieces = cut(blocks, [](int64_t) { return true; });
+  std::vector<Piece> pieces = cut(blocks, EveryRow{});
   std::vector<double> parts(pieces.size());
   for_pieces(pieces, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++) {
@@ -127,7 +162,9 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
         parts[p] = measure_part(norm, blocks.dtype, block, begin, end - begin);
         continue;
       }
-      auto* measure = block.columns < kLanes ? measure_narrow_rows : measure_rows;
+      auto* measure = block.columns == 1       ? measure_single_column
+                      : block.columns < kLanes ? measure_narrow_rows
+                                               : measure_rows;
       float* norms = out + block.first_row + begin / block.columns;
       measure(norm, blocks.dtype, block, begin, (end - begin) / block.columns, norms);
     }

@@ -34,7 +34,7 @@ inline double sum_of_squares(const T* params, const T* dirs, int64_t n) {
 }
 
 template <Mode kMode, class E, class T = typename E::Stored>
-inline void step(T* __restrict params, const T* __restrict dirs, int64_t n, float factor) {
+inline void step(T* params, const T* dirs, int64_t n, float factor) {
   in_lanes(
       0, n,
       [=](int64_t i) {
@@ -114,19 +114,26 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
                const std::string& mode_name, const std::string& scope, double eps) {
   BDFAST_REFUSE_UNLESS(dirs.size() == params.size() && saved.size() == params.size());
   ScalarType dtype = check_lists({&params, &dirs, &saved});
-  check_written(params, {});
-  check_written(saved, {&params, &dirs});
-  FlatLists<kLists> flat = make_flat<kLists>(dtype, {&params, &dirs, &saved});
-  Mode mode = mode_of(mode_name);
   bool per_tensor = scope == "tensor";
   size_t count = per_tensor ? params.size() : 1;
+  MemoryUse use(dtype);
+  use.write(params);
+  use.write(saved);
+  use.read(dirs, params);
+  const float* known = nullptr;
+  if (norm) {
+    known = per_tensor ? values<float>(*norm, ScalarType::Float, {static_cast<int64_t>(count)})
+                       : values<float>(*norm, ScalarType::Float, {});
+    use.read(*norm);
+  }
+  use.check();
+  FlatLists<kLists> flat = make_flat<kLists>(dtype, {&params, &dirs, &saved});
+  Mode mode = mode_of(mode_name);
   Tensor result = per_tensor ? new_result({static_cast<int64_t>(count)}, aoti_torch_dtype_float32())
                              : new_result({}, aoti_torch_dtype_float32());
   float* norms = static_cast<float*>(result.mutable_data_ptr());
-  if (norm) {
-    BDFAST_REFUSE_UNLESS(norm->is_cpu() && norm->scalar_type() == ScalarType::Float && norm->is_contiguous() &&
-                         norm->dim() == (per_tensor ? 1 : 0) && norm->numel() == static_cast<int64_t>(count));
-    std::copy_n(static_cast<const float*>(norm->const_data_ptr()), count, norms);
+  if (known != nullptr) {
+    std::copy_n(known, count, norms);
   } else {
     std::vector<double> measured = measure(flat, mode, per_tensor);
     std::copy(measured.begin(), measured.end(), norms);

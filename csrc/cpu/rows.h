@@ -1,6 +1,8 @@
 // A list of tensors as rows (neurons), and how the work on them is cut into pieces for the threads.
 #pragma once
 
+#include <type_traits>
+
 #include "../lists.h"
 #include "split.h"
 
@@ -36,6 +38,10 @@ inline Blocks make_blocks(const List& params, const List& xs, const List& refs) 
   return blocks;
 }
 
+struct EveryRow {
+  bool operator()(int64_t) const { return true; }
+};
+
 // Cuts the rows that `selected` admits into pieces of similar size. Shapes and selection alone decide about the
 // cut, never the number of threads: results that are combined in the order of the pieces repeat bit for bit.
 template <class Selected>
@@ -46,8 +52,9 @@ std::vector<Piece> cut(const Blocks& blocks, Selected selected) {
     if (block.columns == 0) continue;
     int64_t rows_per_piece = std::max<int64_t>(1, kPieceElements / block.columns);
     for (int64_t row = 0; row < block.rows;) {
-      int64_t first = row;
-      while (row < block.rows && row - first < rows_per_piece && selected(block.first_row + row)) row++;
+      int64_t first = row, last = std::min(block.rows, row + rows_per_piece);
+      if constexpr (std::is_same_v<Selected, EveryRow>) row = last;
+      while (row < last && selected(block.first_row + row)) row++;
       int64_t end = row * block.columns;
       for (int64_t begin = first * block.columns; begin < end; begin += kPieceElements) {
         pieces.push_back({static_cast<int64_t>(b), begin, std::min(end, begin + kPieceElements)});

@@ -25,8 +25,11 @@ BDFAST_VECTORISED void scale_piece(ScalarType dtype, const Block& block, int64_t
 
 void scale_neurons(const List& params, const Tensor& scale) {
   Blocks blocks = make_blocks(params, {}, {});
-  check_written(params, {});
-  const float* factors = vector_values<float>(scale, ScalarType::Float, blocks.rows);
+  const float* factors = values<float>(scale, ScalarType::Float, {blocks.rows});
+  MemoryUse use(blocks.dtype);
+  use.write(params);
+  use.read(scale);
+  use.check();
   // A factor of one changes nothing, and masks consist mostly of ones.
   std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return factors[row] != 1.0f; });
   for_pieces(pieces, [&](int64_t first, int64_t last) {

@@ -100,8 +100,12 @@ Tensor sharp_step(const List& params, const List& saved, const List& grads, cons
                   bool nesterov, double weight_decay, double alpha, bool maximize) {
   BDFAST_REFUSE_UNLESS(saved.size() == params.size() && grads.size() == params.size());
   ScalarType dtype = check_lists({&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
-  check_written(params, {&grads, &momentum_buffers, &first_grads, &references});
-  check_written(momentum_buffers, {&saved, &grads, &first_grads, &references});
+  MemoryUse use(dtype);
+  use.write(params);
+  use.write(momentum_buffers);
+  use.read(saved, params);
+  for (const List* list : {&grads, &first_grads, &references}) use.read(*list);
+  use.check();
   FlatLists<kLists> flat =
       make_flat<kLists>(dtype, {&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
   Options options{static_cast<float>(lr),           static_cast<float>(momentum), static_cast<float>(1 - dampening),

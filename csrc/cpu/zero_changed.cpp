@@ -33,9 +33,15 @@ BDFAST_VECTORISED int64_t zero_piece(ScalarType dtype, const Block& block, int64
 Tensor zero_changed(const List& params, const List& xs, const List& refs, const Tensor& neurons, const Tensor& tau) {
   BDFAST_REFUSE_UNLESS(xs.size() == params.size() && refs.size() == params.size());
   Blocks blocks = make_blocks(params, xs, refs);
-  check_written(params, {});
-  const bool* selected = vector_values<bool>(neurons, ScalarType::Bool, blocks.rows);
-  float threshold = number(tau);
+  const bool* selected = values<bool>(neurons, ScalarType::Bool, {blocks.rows});
+  float threshold = *values<float>(tau, ScalarType::Float, {});
+  MemoryUse use(blocks.dtype);
+  use.write(params);
+  use.read(xs, params);
+  use.read(refs, params);
+  use.read(neurons);
+  use.read(tau);
+  use.check();
   std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return selected[row]; });
 
   std::atomic<int64_t> count{0};

@@ -72,8 +72,13 @@ class Call {
     BDFAST_REFUSE_UNLESS(x.is_cuda() && x.get_device_index() == index_ && x.scalar_type() == dtype &&
                          x.dim() == static_cast<int64_t>(sizes.size()) && x.is_contiguous() &&
                          std::equal(sizes.begin(), sizes.end(), x.sizes().begin()));
-    return static_cast<const T*>(x.const_data_ptr());
+    const void* data = x.const_data_ptr();
+    BDFAST_REFUSE_UNLESS(x.numel() == 0 || is_usable(data, sizeof(T)));
+    return static_cast<const T*>(data);
   }
+
+  // For the check of what memory the call uses.
+  MemoryUse memory_use() const { return MemoryUse(dtype_); }
 
  private:
   ScalarType dtype_;
@@ -110,9 +115,15 @@ Tensor kth_largest_change(const List& xs, const List& refs, const Tensor& neuron
 Tensor zero_changed(const List& params, const List& xs, const List& refs, const Tensor& neurons, const Tensor& tau) {
   BDFAST_REFUSE_UNLESS(xs.size() == params.size() && refs.size() == params.size());
   Call call({&params, &xs, &refs});
-  check_written(params, {});
   const bool* selected = call.values<bool>(neurons, ScalarType::Bool, {call.rows()});
   const float* threshold = call.values<float>(tau, ScalarType::Float, {});
+  MemoryUse use = call.memory_use();
+  use.write(params);
+  use.read(xs, params);
+  use.read(refs, params);
+  use.read(neurons);
+  use.read(tau);
+  use.check();
   Tensor count = call.result({}, aoti_torch_dtype_int64());
   cuda::zero_changed(call.tensors(), call.dtype(), selected, threshold, data<int64_t>(count), call.device());
   return count;
@@ -120,8 +131,11 @@ Tensor zero_changed(const List& params, const List& xs, const List& refs, const 
 
 void scale_neurons(const List& params, const Tensor& scale) {
   Call call({&params});
-  check_written(params, {});
   const float* factors = call.values<float>(scale, ScalarType::Float, {call.rows()});
+  MemoryUse use = call.memory_use();
+  use.write(params);
+  use.read(scale);
+  use.check();
   cuda::scale_neurons(call.tensors(), call.dtype(), factors, call.device());
 }
 
@@ -129,8 +143,6 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
                const std::string& mode_name, const std::string& scope, double eps) {
   BDFAST_REFUSE_UNLESS(dirs.size() == params.size() && saved.size() == params.size());
   Call call({&params, &dirs, &saved});
-  check_written(params, {});
-  check_written(saved, {&params, &dirs});
   cuda::PerturbMode mode = mode_name == "asam"   ? cuda::PerturbMode::kAsam
                            : mode_name == "path" ? cuda::PerturbMode::kPath
                                                  : cuda::PerturbMode::kSam;
@@ -138,6 +150,12 @@ Tensor perturb(const List& params, const List& dirs, const List& saved, const st
   std::vector<int64_t> sizes;
   if (per_tensor) sizes.push_back(static_cast<int64_t>(params.size()));
   const float* known = norm ? call.values<float>(*norm, ScalarType::Float, sizes) : nullptr;
+  MemoryUse use = call.memory_use();
+  use.write(params);
+  use.write(saved);
+  use.read(dirs, params);
+  if (norm) use.read(*norm);
+  use.check();
   Tensor norms = call.result(sizes, aoti_torch_dtype_float32());
   cuda::perturb(call.tensors(), call.dtype(), mode, per_tensor, rho, eps, known, data<float>(norms), call.device());
   return norms;
@@ -148,8 +166,12 @@ Tensor sharp_step(const List& params, const List& saved, const List& grads, cons
                   bool nesterov, double weight_decay, double alpha, bool maximize) {
   BDFAST_REFUSE_UNLESS(saved.size() == params.size() && grads.size() == params.size());
   Call call({&params, &saved, &grads, &momentum_buffers, &first_grads, &references});
-  check_written(params, {&grads, &momentum_buffers, &first_grads, &references});
-  check_written(momentum_buffers, {&saved, &grads, &first_grads, &references});
+  MemoryUse use = call.memory_use();
+  use.write(params);
+  use.write(momentum_buffers);
+  use.read(saved, params);
+  for (const List* list : {&grads, &first_grads, &references}) use.read(*list);
+  use.check();
   cuda::SgdOptions options{static_cast<float>(lr),
                            static_cast<float>(momentum),
                            static_cast<float>(1 - dampening),
