@@ -21,7 +21,7 @@ Norm norm_of(double ord) {
   if (ord == 1) return Norm::kSum;
   if (ord == 2) return Norm::kSumOfSquares;
   if (ord == std::numeric_limits<double>::infinity()) return Norm::kLargest;
-  throw std::invalid_argument("neuron_norms: ord is not 1, 2 or inf; choose one of these.");
+  throw std::invalid_argument("neuron_norms: ord: expected 1, 2 or inf, got another number; choose one of these.");
 }
 
 template <Norm kNorm, bool kHasRef, class E>
@@ -109,21 +109,21 @@ void measure_narrow_rows(Norm norm, ScalarType dtype, const Block& block, int64_
   });
 }
 
-// Rows of a single column: the norm is the change itself. That holds for sqrt(d * d) too, rounded as it is, unless the
-// square leaves the normal numbers.
+// Rows of a single column: the norm is the change itself. sqrt(d * d), with both operations rounded, is exactly d as
+// well, unless d * d is beyond the normal numbers.
 template <Norm kNorm, bool kHasRef, class E>
 inline void measure_single(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, float* out) {
-  constexpr uint32_t kLow = 0x20800000, kHigh = 0x5f000000;  // 2^-62 and 2^63
-  uint32_t outside = 0;
-  auto measured = [=, &outside](int64_t i) {
-    float d = change<kHasRef, E>(x, ref, i);
-    uint32_t bits = bits_of(d);
-    if constexpr (kNorm == Norm::kSumOfSquares) outside |= (bits != 0) & (bits - kLow > kHigh - kLow);
-    out[i] = d;
-  };
-  in_lanes(0, n, measured, x, ref);
-  if (outside == 0) return;
-  for (int64_t i = 0; i < n; i++) out[i] = finish(kNorm, term<kNorm, kHasRef, E>(x, ref, i));
+  in_lanes(0, n, [=](int64_t i) { out[i] = change<kHasRef, E>(x, ref, i); }, x, ref);
+  if constexpr (kNorm == Norm::kSumOfSquares) {
+    constexpr uint32_t kLow = 0x20800000, kHigh = 0x5f000000;  // 2^-62 and 2^63
+    uint32_t beyond = 0;
+#pragma omp simd reduction(| : beyond)
+    for (int64_t i = 0; i < n; i++) {
+      uint32_t bits = bits_of(out[i]);
+      beyond |= static_cast<uint32_t>(bits != 0) & static_cast<uint32_t>(bits - kLow > kHigh - kLow);
+    }
+    for (int64_t i = 0; beyond != 0 && i < n; i++) out[i] = finish(kNorm, out[i] * out[i]);
+  }
 }
 
 BDFAST_VECTORISED void measure_single_column(Norm norm, ScalarType dtype, const Block& block, int64_t begin,

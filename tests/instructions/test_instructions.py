@@ -18,6 +18,10 @@ ELEMENTS = 1 << 16
 NORMS = "std::vector<float> out(rows); Block block{nullptr, a.data(), b.data(), rows, columns, 0}; "
 WIDE = NORMS + "measure_rows(Norm::kSum, dtype, block, 0, rows, out.data())"
 NARROW = NORMS + "measure_narrow_rows(Norm::kSum, dtype, block, 0, rows, out.data())"
+SINGLE = (
+    "Block block{nullptr, a.data(), b.data(), rows, columns, 0}; "
+    "measure_single_column(Norm::%s, dtype, block, 0, rows, static_cast<float*>(c.data()))"
+)
 SCALE = (
     "std::vector<float> factors(rows, 0.5f); Block block{a.data(), nullptr, nullptr, rows, columns, 0}; "
     "scale_piece(dtype, block, 0, kElements, factors.data())"
@@ -42,6 +46,8 @@ CASES = {
     "neuron_norms, wide rows": ("neuron_norms", WIDE, 1024, 0, 1141),
     "neuron_norms, bfloat16": ("neuron_norms", WIDE, 1024, 1, 1682),
     "neuron_norms, rows of 16": ("neuron_norms", NARROW, 16, 0, 5884),
+    "neuron_norms, rows of 1": ("neuron_norms", SINGLE % "kSumOfSquares", 1, 0, 2773),
+    "neuron_norms, rows of 1, bfloat16": ("neuron_norms", SINGLE % "kSum", 1, 1, 1604),
     "scale_neurons_": ("scale_neurons", SCALE, 1024, 0, 758),
     "scale_neurons_, bfloat16": ("scale_neurons", SCALE, 1024, 1, 2690),
     "zero_changed_": ("zero_changed", ZERO, 1024, 0, 2177),

