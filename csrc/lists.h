@@ -32,7 +32,8 @@ inline bool rows_are_dense(const Entry& x) {
   return span == columns;
 }
 
-// Whether a kernel may read the memory from `data` on: there is some, and every item lies where the processor expects it.
+// Whether a kernel may read the memory from `data` on: there is some, and every item lies where the processor expects
+// it.
 inline bool is_usable(const void* data, size_t item_size) {
   return data != nullptr && reinterpret_cast<uintptr_t>(data) % item_size == 0;
 }

@@ -28,9 +28,10 @@ def address(x: Tensor) -> int | None:
         return None
 
 
-def is_aligned(x: Tensor) -> bool:
-    """Whether every element lies at a multiple of its size."""
-    return (address(x) or 0) % x.itemsize == 0
+def as_readable(x: Tensor) -> Tensor:
+    """The tensor, or a copy where its numbers do not lie in memory as they are, each at a multiple of its size."""
+    at = address(x)
+    return x if at is None or (at % x.itemsize == 0 and not x.is_neg()) else x.clone()
 
 
 def check_address(op: str, name: str, x: Tensor) -> None:
@@ -38,8 +39,7 @@ def check_address(op: str, name: str, x: Tensor) -> None:
     at = address(x)
     if at == 0:
         raise ValueError(
-            f"{op}: {name}: expected a tensor with memory, got one whose storage holds {x.untyped_storage().nbytes()} "
-            "bytes; restore its storage first."
+            f"{op}: {name}: expected a tensor with memory, got one at address 0; restore its storage, or leave it out."
         )
     if at is not None and at % x.itemsize and x.device.type not in COPIED_ON:
         raise ValueError(
@@ -54,13 +54,13 @@ class _Use(NamedTuple):
     begin: int
     end: int
     argument: str
-    index: int | None
+    place: int | None
     tensor: Tensor
     written: bool
 
     @property
     def name(self) -> str:
-        return self.argument if self.index is None else f"{self.argument}[{self.index}]"
+        return self.argument if self.place is None else f"{self.argument}[{self.place}]"
 
 
 def check_apart(
@@ -102,9 +102,9 @@ def check_apart(
     return None
 
 
-def _use(at: int, argument: str, index: int | None, x: Tensor, written: bool) -> _Use:
+def _use(at: int, argument: str, place: int | None, x: Tensor, written: bool) -> _Use:
     items = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return _Use(at, at + items * x.itemsize, argument, index, x, written)
+    return _Use(at, at + items * x.itemsize, argument, place, x, written)
 
 
 def _check_pairs(op: str, uses: Sequence[_Use], order: Sequence[str]) -> None:
@@ -112,35 +112,38 @@ def _check_pairs(op: str, uses: Sequence[_Use], order: Sequence[str]) -> None:
     places = {name: place for place, name in enumerate(order)}
 
     def place(use: _Use) -> tuple[int, int]:
-        return places.get(use.argument, len(places)), use.index or 0
+        return places.get(use.argument, len(places)), use.place or 0
 
     shared = []
-    open_: list[_Use] = []
+    meeting: list[tuple[_Use, np.ndarray]] = []
     for use in uses:
-        open_ = [other for other in open_ if other.end > use.begin]
-        for other in open_:
-            if (use.written or other.written) and np.may_share_memory(_array(use), _array(other), max_work=_MAX_WORK):
-                # What is only read is named first, as it can be replaced; else the later of the two.
+        view = np.asarray(_View(use))
+        meeting = [(other, its_view) for other, its_view in meeting if other.end > use.begin]
+        for other, its_view in meeting:
+            if (use.written or other.written) and _may_share(view, its_view):
+                # What is only read is blamed, as a copy can replace it; else the later of the two.
                 shared.append(sorted((use, other), key=lambda x: (not x.written, place(x)), reverse=True))
-        open_.append(use)
+        meeting.append((use, view))
     if shared:
         blamed, other = min(shared, key=lambda pair: (place(pair[0]), place(pair[1])))
         _explain(op, blamed, other)
 
 
-def _array(use: _Use) -> np.ndarray:
-    """For numpy to compare; nobody reads it."""
+def _may_share(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.may_share_memory(a, b, max_work=_MAX_WORK)  # type: ignore[arg-type]  # the stub knows two numbers
 
-    class View:
-        __array_interface__ = {  # noqa: RUF012
+
+class _View:
+    """For numpy, which can tell whether two strided arrays share an element; it reads none."""
+
+    def __init__(self, use: _Use) -> None:
+        self.__array_interface__ = {
             "version": 3,
             "data": (use.begin, True),
             "shape": tuple(use.tensor.shape),
             "strides": tuple(stride * use.tensor.itemsize for stride in use.tensor.stride()),
             "typestr": f"|V{use.tensor.itemsize}",
         }
-
-    return np.asarray(View())
 
 
 def _explain(op: str, blamed: _Use, other: _Use) -> NoReturn:

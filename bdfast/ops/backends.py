@@ -119,7 +119,7 @@ def _require(name: str, asked_by: str) -> None:
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
         raise ValueError(
-            f"{asked_by}: there is no backend {name!r}, expected one of {', '.join(NAMES)}; did you mean {nearest!r}?"
+            f"{asked_by}: expected one of the backends {', '.join(NAMES)}, got {name!r}; did you mean {nearest!r}?"
         )
     status = _load(name)[1]
     if not status.available:
@@ -162,8 +162,8 @@ def select(op: str, tensor: Tensor) -> Kernel:
     if forced is not None:
         if forced not in candidates and forced != "torch":
             raise ValueError(
-                f"{op}: backend {forced!r} is forced, expected one of {', '.join(candidates)} for tensors on "
-                f"{device}; force another backend or move the tensors."
+                f"{op}: expected one of the backends {', '.join(candidates)} for tensors on {device}, got {forced!r}; "
+                "force another backend or move the tensors."
             )
         candidates = (forced,)
     if tensor.dtype == torch.float64:

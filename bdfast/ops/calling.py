@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdfast.ops import backends, checks, dispatcher
+from bdfast.ops import aliasing, backends, checks, dispatcher
 
 
+@torch.no_grad()
 def run(
     op: str,
     lists: Mapping[str, list[Tensor] | None],
@@ -17,11 +18,11 @@ def run(
     empty: Callable[[], Any],
     written: Sequence[str] = (),
 ) -> Any:
-    """Run `op` on lists of tensors.
+    """Run `op` on lists of tensors, without autograd.
 
-    A native kernel looks at everything that it relies on before it writes, in a fraction of the time that Python needs,
-    so that it is simply tried. Where it refuses, and where there is none, `check` finds what is wrong and explains
-    it; what it finds nothing wrong with is made dense.
+    A native kernel checks everything that it relies on before it writes, in a fraction of the time that Python needs.
+    So it is tried first. Where it refuses, and where there is none, `check` finds what is wrong and explains it. Where
+    nothing is wrong, tensors that no kernel can read are replaced by copies.
 
     Args:
         op: Its name.
@@ -46,9 +47,8 @@ def run(
     check(passed)
     if not first:
         return empty()
-    copied = checks.make_rows_dense(passed, written)
-    args = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
-    # Of what was passed: it has dense rows by now.
+    copied = checks.make_readable(passed, written)
+    args = tuple(aliasing.as_readable(x.contiguous()) if isinstance(x, Tensor) else x for x in args)
     result = getattr(torch.ops.bdfast, op)(*[passed.get(name, []) for name in lists], *args)
     for original, dense in copied:
         original.copy_(dense)

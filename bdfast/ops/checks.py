@@ -120,23 +120,17 @@ def make_readable(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tenso
         dense = rows_are_dense(lead)
         for name, tensors in lists.items():
             original = tensors[i]
-            if not dense:
-                tensors[i] = original.clone(memory_format=torch.contiguous_format)
-            elif not readable(original):
-                tensors[i] = original.clone()
+            tensors[i] = (
+                aliasing.as_readable(original) if dense else original.clone(memory_format=torch.contiguous_format)
+            )
             if name in written and tensors[i] is not original:
                 copied.append((original, tensors[i]))
     return copied
 
 
-def readable(x: Tensor) -> bool:
-    """Whether the numbers stand in memory as they are, each at a multiple of its size."""
-    return aliasing.is_aligned(x) and not x.is_neg()
-
-
 def strides(x: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of the dimensions in which there is a step to make."""
-    return [(stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+    """(stride, size) of the dimensions in which there is a step to make; none in a tensor without elements."""
+    return [(stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1 and x.numel()]
 
 
 def _span(strides: list[tuple[int, int]]) -> int | None:

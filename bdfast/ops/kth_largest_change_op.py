@@ -8,7 +8,6 @@ from torch import Tensor
 from bdfast.ops import calling, checks
 
 
-@torch.no_grad()
 def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Tensor, q: int) -> Tensor:
     """The q-th largest change among the sub-weights of the selected neurons, exactly, without sorting.
 
@@ -35,7 +34,7 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
     """
     op = "kth_largest_change"
     if isinstance(q, bool) or not isinstance(q, int):
-        raise TypeError(f"{op}: q is a {type(q).__name__}, expected an int; round it down to a count of sub-weights.")
+        raise TypeError(f"{op}: q: expected an int, got a {type(q).__name__}; round it down to a count of sub-weights.")
     lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
 
     def check(passed: checks.Lists) -> None:
@@ -43,8 +42,8 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
         checks.check_vector(op, "neurons", neurons, torch.bool, ("xs", passed["xs"]))
         if q < 1 or not passed["xs"]:
             raise ValueError(
-                f"{op}: q is {q}, expected 1 (the largest) up to the number of sub-weights of the selected "
-                "neurons; raise q and select at least one neuron."
+                f"{op}: q: expected 1 (the largest) up to the number of sub-weights of the selected neurons, got {q}; "
+                "raise q and select at least one neuron."
             )
 
     return calling.run(op, lists, neurons, q, check=check, empty=lambda: None)

@@ -9,7 +9,6 @@ from torch import Tensor
 from bdfast.ops import calling, checks
 
 
-@torch.no_grad()
 def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, ord: float = 1) -> Tensor:
     """Norm of every neuron of a list of parameters, in one pass.
 
@@ -35,9 +34,10 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
         Backends: cpu, cuda, triton, torch.
     """
     if ord not in (1, 2, math.inf):
-        raise ValueError(f"neuron_norms: ord is {ord!r}, expected 1, 2 or inf; choose one of these.")
+        raise ValueError(f"neuron_norms: ord: expected 1, 2 or inf, got {ord!r}; choose one of these.")
     op = "neuron_norms"
     lists = {"xs": checks.as_list(op, "xs", xs), "refs": None if refs is None else checks.as_list(op, "refs", refs)}
+
 
     def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import aliasing, calling, checks
 
 Mode = Literal["sam", "asam", "path"]
 """What a direction is made of: the gradient, the gradient times the squared weight, or the way to other weights."""
@@ -15,7 +15,6 @@ Scope = Literal["global", "tensor"]
 """Whether the radius holds for the whole model, or for every tensor by itself."""
 
 
-@torch.no_grad()
 def perturb_(
     params: Iterable[Tensor],
     dirs: Iterable[Tensor],
@@ -39,7 +38,8 @@ def perturb_(
 
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
-        dirs: T tensors with the shapes and strides of `params`: gradients, or the weights to move towards.
+        dirs: T tensors with the shapes and strides of `params`: gradients, or the weights to move towards. Each may be
+            the same tensor as `params[i]`.
         saved: T tensors with the shapes and strides of `params`, overwritten; `sharp_step_` starts from them.
         rho: Length of the step, in the units of the weights.
         mode: See above.
@@ -53,7 +53,7 @@ def perturb_(
 
     Raises:
         ValueError: An unknown mode or scope, lists that differ in length, shape, strides or device, a norm of another
-            shape, or memory in `params` or `saved` that is reached twice. Nothing has been changed then.
+            shape, or memory of `params` or `saved` that is reached in another way too. Nothing has been changed then.
         TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
 
     Notes:
@@ -65,21 +65,21 @@ def perturb_(
     checks.check_choice(op, "mode", mode, get_args(Mode))
     checks.check_choice(op, "scope", scope, get_args(Scope))
     lists = {name: checks.as_list(op, name, x) for name, x in (("params", params), ("dirs", dirs), ("saved", saved))}
+    written = ("params", "saved")
     shape = [] if scope == "global" else [len(lists["params"])]
 
     def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)
-        checks.check_writable(op, "params", passed["params"])
-        checks.check_writable(op, "saved", passed["saved"])
-        checks.check_apart(op, passed, "saved", ("params", "dirs"))
-        if norm is None:
-            return
-        checks.check_tensor(op, "norm", norm, torch.float32, ("params", passed["params"]))
-        if list(norm.shape) != shape:
-            raise ValueError(
-                f"{op}: norm has shape {list(norm.shape)}, expected {shape} for scope {scope!r}; pass what "
-                "perturb_ returned or the square root of what sharp_step_ returned."
-            )
+        for name in written:
+            checks.check_writable(op, name, passed[name])
+        if norm is not None:
+            checks.check_tensor(op, "norm", norm, torch.float32, ("params", passed["params"]))
+            if list(norm.shape) != shape:
+                raise ValueError(
+                    f"{op}: norm: expected shape {shape} for scope {scope!r}, got {list(norm.shape)}; pass what "
+                    "perturb_ returned or the square root of what sharp_step_ returned."
+                )
+        aliasing.check_apart(op, passed, written, same_as_first=("dirs",), vectors={"norm": norm})
 
     return calling.run(
         op,
@@ -91,5 +91,5 @@ def perturb_(
         eps,
         check=check,
         empty=lambda: torch.zeros(shape),
-        written=("params", "saved"),
+        written=written,
     )

@@ -46,8 +46,8 @@ def kth_largest_change(xs: Sequence[Tensor], refs: Sequence[Tensor], neurons: Te
     pool = torch.cat([_changes(x, ref)[mask].flatten() for x, ref, mask in zip(xs, refs, masks, strict=True)])
     if q > len(pool):
         raise ValueError(
-            f"kth_largest_change: q is {q}, expected at most {len(pool)}, the number of sub-weights of the "
-            "selected neurons; lower q or select more neurons."
+            f"kth_largest_change: q: expected at most {len(pool)}, the number of sub-weights of the selected neurons, "
+            f"got {q}; lower q or select more neurons."
         )
     return pool.kthvalue(len(pool) - q + 1).values
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import aliasing, calling, checks
 
 
-@torch.no_grad()
 def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     """Multiply every neuron by a factor of its own, in place.
 
@@ -22,7 +21,7 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
 
     Raises:
         ValueError: A scale of another length or on another device, or memory in `params` that is reached
-            twice. Nothing has been changed then.
+            twice, in `params` or through `scale`. Nothing has been changed then.
         TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
 
     Notes:
@@ -32,11 +31,13 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     """
     op = "scale_neurons_"
     lists = {"params": checks.as_list(op, "params", params)}
+    written = ("params",)
 
     def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)
         like = ("params", passed["params"])
         checks.check_vector(op, "scale", scale, torch.float32, like)
         checks.check_writable(op, *like)
+        aliasing.check_apart(op, passed, written, vectors={"scale": scale})
 
-    calling.run(op, lists, scale, check=check, empty=lambda: None, written=("params",))
+    calling.run(op, lists, scale, check=check, empty=lambda: None, written=written)

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import aliasing, calling, checks
 
 
-@torch.no_grad()
 def sharp_step_(
     params: Iterable[Tensor],
     saved: Iterable[Tensor],
@@ -36,8 +35,8 @@ def sharp_step_(
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
             Overwritten; what they held, such as perturbed weights, is not read.
-        saved: T tensors with the shapes and strides of `params`: the weights to start from, see `perturb_`. They may
-            be the same tensors as `params`, for a plain step.
+        saved: T tensors with the shapes and strides of `params`: the weights to start from, see `perturb_`. Each may
+            be the same tensor as `params[i]`, for a plain step.
         grads: T tensors alike: the gradients g2.
         momentum_buffers: T tensors alike, changed in place; needed with `momentum`. Start with zeros; for the very
             first step `torch.optim.SGD` ignores `dampening`, so pass 0 there.
@@ -57,7 +56,8 @@ def sharp_step_(
 
     Raises:
         ValueError: Lists that differ in length, shape, strides or device, a list that an option needs is missing or
-            one that no option uses was passed, or memory that is written and reached twice. Nothing has been changed.
+            one that no option uses was passed, or memory of `params` or `momentum_buffers` that is reached in another
+            way too. Nothing has been changed then.
         TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
 
     Notes:
@@ -72,8 +72,9 @@ def sharp_step_(
     ):
         if needed != (tensors is not None):
             raise ValueError(
-                f"{op}: {option} is {value:g} and {name} {'is missing' if needed else 'was passed'}, expected both or "
-                f"neither; {f'pass {name}' if needed else f'leave {name} out'} or change {option}."
+                f"{op}: {name}: expected {'a list' if needed else 'none'} with {option}={value:g}, got "
+                f"{'none' if needed else 'a list'}; {f'pass {name}' if needed else f'leave {name} out'} or change "
+                f"{option}."
             )
     given = {
         "params": params,
@@ -90,8 +91,8 @@ def sharp_step_(
         checks.check_lists(op, passed)
         for name in written:
             checks.check_writable(op, name, passed.get(name, []))
-        checks.check_apart(op, passed, "params", ("grads", "momentum_buffers", "first_grads", "reference"))
-        checks.check_apart(op, passed, "momentum_buffers", ("saved", "grads", "first_grads", "reference"))
+        present = [name for name in written if name in passed]
+        aliasing.check_apart(op, passed, present, same_as_first=("saved",))
 
     squared_distance = calling.run(
         op,

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import aliasing, calling, checks
 
 
-@torch.no_grad()
 def zero_changed_(
     params: Iterable[Tensor],
     xs: Iterable[Tensor],
@@ -24,7 +23,7 @@ def zero_changed_(
 
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
-            Changed in place; they may be the same tensors as `xs` or `refs`.
+            Changed in place; each may be the same tensor as `xs[i]` or `refs[i]`.
         xs: T tensors with the shapes and strides of `params`.
         refs: T tensors with the shapes and strides of `params`.
         neurons: [R] bool, True for the neurons that take part, in list order.
@@ -35,7 +34,7 @@ def zero_changed_(
 
     Raises:
         ValueError: Lists that differ in length, shape, strides or device, a mask of another length, or memory
-            in `params` that is reached twice. Nothing has been changed then.
+            of `params` that is reached in another way too. Nothing has been changed then.
         TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
 
     Notes:
@@ -48,6 +47,7 @@ def zero_changed_(
         "xs": checks.as_list(op, "xs", xs),
         "refs": checks.as_list(op, "refs", refs),
     }
+    written = ("params",)
     if not isinstance(tau, Tensor):
         tau = torch.full((), tau, dtype=torch.float32, device=getattr(neurons, "device", None))
 
@@ -57,10 +57,12 @@ def zero_changed_(
         checks.check_vector(op, "neurons", neurons, torch.bool, like)
         checks.check_tensor(op, "tau", tau, torch.float32, like)
         if tau.ndim != 0:
-            raise ValueError(f"{op}: tau has shape {list(tau.shape)}, expected a single number; call tau.reshape(()).")
+            raise ValueError(f"{op}: tau: expected shape [], got {list(tau.shape)}; call tau.reshape(()).")
         checks.check_writable(op, *like)
+        vectors = {"neurons": neurons, "tau": tau}
+        aliasing.check_apart(op, passed, written, same_as_first=("xs", "refs"), vectors=vectors)
 
     def empty() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=neurons.device)
 
-    return calling.run(op, lists, neurons, tau, check=check, empty=empty, written=("params",))
+    return calling.run(op, lists, neurons, tau, check=check, empty=empty, written=written)

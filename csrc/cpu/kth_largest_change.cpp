@@ -214,9 +214,9 @@ Tensor kth_largest_change(const List& xs, const List& refs, const Tensor& neuron
   pool.pieces = cut(pool.blocks, [=](int64_t row) { return selected[row]; });
   pool.size = count_elements(pool.pieces);
   if (q < 1 || q > pool.size) {
-    throw std::invalid_argument("kth_largest_change: q is " + std::to_string(q) + ", expected 1 to " +
-                                std::to_string(pool.size) +
-                                ", the number of sub-weights of the selected neurons; lower q or select more neurons.");
+    throw std::invalid_argument("kth_largest_change: q: expected 1 to " + std::to_string(pool.size) +
+                                ", the number of sub-weights of the selected neurons, got " + std::to_string(q) +
+                                "; lower q or select more neurons.");
   }
   std::optional<uint32_t> key = select_inside(pool, bracket_by_sample(pool, q), q);
   if (!key) key = select_by_digits(pool, q);

@@ -22,14 +22,34 @@ def call_zero(xs, refs):
 
 
 LISTS = [
-    ([ONES, ONES], [ONES], ValueError, "has 1 tensors, expected 2"),
-    ([ONES, ONES], [ONES, torch.ones(3, 2)], ValueError, r"\[1\] has shape \[\d, \d\], expected \[\d, \d\]"),
-    ([ONES, ONES], [ONES, ONES.double()], TypeError, r"\[1\] has dtype torch.float64, expected torch.float32"),
-    ([ONES, ONES], [ONES, ONES.to("meta")], ValueError, r"\[1\] is on meta, expected cpu .*move it"),
-    ([ONES.t()], [ONES.t().contiguous()], ValueError, r"\[0\] has strides \(\d, \d\), expected \(\d, \d\)"),
-    ([ONES, torch.ones(())], [ONES, torch.ones(())], ValueError, r"\[1\] has no dimension, .*reshape\(1\)"),
-    ([ONES.long()], [ONES.long()], TypeError, r"\[0\] has dtype torch.int64, expected float32, bfloat16"),
-    ([ONES, ONES.to_sparse()], [ONES, ONES], TypeError, r"\[1\] has layout torch.sparse_coo, .*to_dense"),
+    ([ONES, ONES], [ONES], ValueError, "expected 2 tensors like .*, got 1;"),
+    ([ONES, ONES], [ONES, torch.ones(3, 2)], ValueError, r"\[1\]: expected shape \[\d, \d\] like .*, got \[\d, \d\];"),
+    (
+        [ONES, ONES],
+        [ONES, ONES.double()],
+        TypeError,
+        r"\[1\]: expected dtype torch.float32 like .*, got torch.float64;",
+    ),
+    ([ONES, ONES], [ONES, ONES.to("meta")], ValueError, r"\[1\]: expected device cpu like .*, got meta; move it"),
+    ([ONES.t()], [ONES.t().contiguous()], ValueError, r"\[0\]: expected strides \(\d, \d\) like .*, got \(\d, \d\);"),
+    (
+        [ONES, torch.ones(())],
+        [ONES, torch.ones(())],
+        ValueError,
+        r"\[1\]: expected at least one dimension, the neurons, got none; .*reshape\(1\)",
+    ),
+    (
+        [ONES.long()],
+        [ONES.long()],
+        TypeError,
+        r"\[0\]: expected dtype float32, bfloat16, float16 or float64, got torch.int64;",
+    ),
+    (
+        [ONES, ONES.to_sparse()],
+        [ONES, ONES],
+        TypeError,
+        r"\[1\]: expected layout torch.strided, got torch.sparse_coo; .*to_dense",
+    ),
 ]
 
 
@@ -42,41 +62,47 @@ def test_lists(call, xs, refs, error, message):
 
 
 def test_a_list_before_the_wrong_one_is_not_blamed():
-    with pytest.raises(TypeError, match=r"neuron_norms: xs\[2\] has dtype torch.float16, expected torch.float32 like"):
+    with pytest.raises(
+        TypeError, match=r"neuron_norms: xs\[2\]: expected dtype torch.float32 like xs\[0\], got torch.float16"
+    ):
         ops.neuron_norms([ONES, ONES, ONES.half()], [ONES, ONES, ONES])
 
 
 def test_an_empty_list_does_not_stand_for_one_that_was_left_out():
-    with pytest.raises(ValueError, match=r"refs has 0 tensors, expected 1 like xs"):
+    with pytest.raises(ValueError, match=r"refs: expected 1 tensors like xs, got 0"):
         ops.neuron_norms([ONES], [])
 
 
 def test_missing_gradient():
-    with pytest.raises(TypeError, match=r"xs\[1\] is a NoneType, expected a tensor; leave out .* no gradient"):
+    with pytest.raises(TypeError, match=r"xs\[1\]: expected a tensor, got a NoneType; leave out .* no gradient"):
         ops.neuron_norms([ONES, None])
 
 
 def test_lone_tensor():
-    with pytest.raises(TypeError, match=r"xs is a single tensor, expected a list of tensors; write \[xs\]"):
+    with pytest.raises(TypeError, match=r"xs: expected a list of tensors, got a single tensor; write \[xs\]"):
         ops.neuron_norms(ONES)
-    with pytest.raises(TypeError, match="params is a single tensor"):
+    with pytest.raises(TypeError, match="params: expected a list of tensors, got a single tensor"):
         ops.scale_neurons_(ONES, torch.ones(2))
 
 
 @pytest.mark.parametrize("ord", [0, 3, -1, 1.5, float("nan"), "fro"])
 def test_ord(ord):
-    with pytest.raises(ValueError, match=r"neuron_norms: ord is .*, expected 1, 2 or inf"):
+    with pytest.raises(ValueError, match=r"neuron_norms: ord: expected 1, 2 or inf, got "):
         ops.neuron_norms([ONES], ord=ord)
 
 
 @pytest.mark.parametrize(
     ("neurons", "error", "message"),
     [
-        (torch.ones(3, dtype=torch.bool), ValueError, r"neurons has shape \[3\], expected \[2\], one value per row"),
-        (torch.ones(2, 1, dtype=torch.bool), ValueError, r"neurons has shape \[2, 1\], expected \[2\]"),
-        (torch.ones(2), TypeError, r"neurons has dtype torch.float32, expected torch.bool; call neurons.to"),
-        ([True, False], TypeError, r"neurons is a list, expected a torch.bool tensor; use torch.as_tensor"),
-        (torch.ones(2, dtype=torch.bool, device="meta"), ValueError, "neurons is on meta, expected cpu like xs"),
+        (
+            torch.ones(3, dtype=torch.bool),
+            ValueError,
+            r"neurons: expected shape \[2\], one value per row .*, got \[3\]",
+        ),
+        (torch.ones(2, 1, dtype=torch.bool), ValueError, r"neurons: expected shape \[2\], .*, got \[2, 1\]"),
+        (torch.ones(2), TypeError, r"neurons: expected dtype torch.bool, got torch.float32; call neurons.to"),
+        ([True, False], TypeError, r"neurons: expected a torch.bool tensor, got a list; use torch.as_tensor"),
+        (torch.ones(2, dtype=torch.bool, device="meta"), ValueError, "neurons: expected device cpu like xs, got meta"),
     ],
 )
 def test_neurons(neurons, error, message):
@@ -87,14 +113,14 @@ def test_neurons(neurons, error, message):
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1)])
 def test_expanded_memory_is_not_written_to(shape):
     expanded = torch.ones(shape).expand(2, 3)
-    with pytest.raises(ValueError, match=r"params\[1\] has strides .*expected memory of its own .*clone"):
+    with pytest.raises(ValueError, match=r"params\[1\]: expected memory of its own .*, got strides .*clone"):
         ops.scale_neurons_([torch.ones(1), expanded], torch.zeros(3))
     assert expanded.all()
 
 
 def test_overlapping_windows_are_not_written_to():
     windows = torch.ones(6).unfold(0, 3, 1)
-    with pytest.raises(ValueError, match=r"params\[0\] has strides \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"params\[0\]: expected memory of its own .*, got strides \(1, 1\)"):
         ops.scale_neurons_([windows], torch.zeros(4))
 
 
@@ -105,7 +131,9 @@ def test_expanded_memory_may_be_read():
 
 def test_tied_parameters_are_not_written_to_twice():
     weight = torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"params\[2\] shares its memory with params\[0\].*tied"):
+    with pytest.raises(
+        ValueError, match=r"params\[2\]: expected every parameter once, got the memory of params\[0\]; .*tied"
+    ):
         ops.scale_neurons_([weight, torch.ones(2, 3), weight.view(2, 3)], torch.full((6,), 2.0))
     assert (weight == 1).all()
 

@@ -108,24 +108,24 @@ def test_mask_with_strides(backend):
 def test_q_out_of_range(backend, q):
     xs = [torch.ones(2, 2), torch.ones(3, 7)]
     neurons = torch.tensor([True, True, False, False, False])
-    with pytest.raises(ValueError, match=r"kth_largest_change: q is -?\d+, expected .*select"):
+    with pytest.raises(ValueError, match=r"kth_largest_change: q: expected .*, got -?\d+; .*select"):
         ops.kth_largest_change(xs, xs, neurons, q)
 
 
 def test_nothing_selected(backend):
     xs = [torch.ones(2, 2)]
-    with pytest.raises(ValueError, match="q is 1, expected"):
+    with pytest.raises(ValueError, match=r"q: expected .*, got 1;"):
         ops.kth_largest_change(xs, xs, torch.zeros(2, dtype=torch.bool), 1)
-    with pytest.raises(ValueError, match="q is 1, expected"):
+    with pytest.raises(ValueError, match=r"q: expected .*, got 1;"):
         ops.kth_largest_change([], [], torch.zeros(0, dtype=torch.bool), 1)
-    with pytest.raises(ValueError, match="q is 1, expected"):
+    with pytest.raises(ValueError, match=r"q: expected .*, got 1;"):
         ops.kth_largest_change([torch.ones(0, 3)], [torch.ones(0, 3)], torch.zeros(0, dtype=torch.bool), 1)
 
 
 @pytest.mark.parametrize("q", [True, 1.0, torch.tensor(1)])
 def test_q_is_an_int(q):
     xs = [torch.ones(2, 2)]
-    with pytest.raises(TypeError, match=r"q is a \w+, expected an int"):
+    with pytest.raises(TypeError, match=r"q: expected an int, got a \w+;"):
         ops.kth_largest_change(xs, xs, torch.ones(2, dtype=torch.bool), q)
 
 

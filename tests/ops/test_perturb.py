@@ -124,12 +124,16 @@ def test_empty_list():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mode": "adaptive"}, ValueError, r"mode is 'adaptive', expected one of sam, asam, path"),
-        ({"scope": "tensors"}, ValueError, r"scope is 'tensors', expected .*did you mean 'tensor'"),
-        ({"norm": torch.ones(1)}, ValueError, r"norm has shape \[1\], expected \[\] for scope 'global'"),
-        ({"norm": torch.ones((), dtype=torch.float64)}, TypeError, r"norm has dtype torch.float64, expected"),
-        ({"dirs": [torch.ones(2)]}, ValueError, r"dirs\[0\] has shape \[2\], expected \[3\] like params\[0\]"),
-        ({"saved": []}, ValueError, r"saved has 0 tensors, expected 1 like params"),
+        ({"mode": "adaptive"}, ValueError, r"mode: expected one of sam, asam, path, got 'adaptive';"),
+        ({"scope": "tensors"}, ValueError, r"scope: expected .*, got 'tensors'; did you mean 'tensor'"),
+        ({"norm": torch.ones(1)}, ValueError, r"norm: expected shape \[\] for scope 'global', got \[1\];"),
+        (
+            {"norm": torch.ones((), dtype=torch.float64)},
+            TypeError,
+            r"norm: expected dtype torch.float32, got torch.float64",
+        ),
+        ({"dirs": [torch.ones(2)]}, ValueError, r"dirs\[0\]: expected shape \[3\] like params\[0\], got \[2\]"),
+        ({"saved": []}, ValueError, r"saved: expected 1 tensors like params, got 0"),
     ],
 )
 def test_wrong_use_changes_nothing(backend, options, error, message):
@@ -142,7 +146,10 @@ def test_wrong_use_changes_nothing(backend, options, error, message):
 
 def test_shared_memory_is_refused(backend):
     params, other = [torch.ones(3)], [torch.ones(3)]
-    for dirs, saved, name in ((other, params, r"params\[0\]"), (other, other, r"dirs\[0\]")):
-        with pytest.raises(ValueError, match=name + r" shares its memory with saved\[0\]"):
-            ops.perturb_(params, dirs, saved, rho=1.0)
+    for saved, message in (
+        (params, r"saved\[0\]: expected memory of its own, since params is overwritten, got the memory of params\[0\]"),
+        (other, r"dirs\[0\]: expected memory of its own, since saved is overwritten, got the memory of saved\[0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.perturb_(params, other, saved, rho=1.0)
     assert params[0].tolist() == [1, 1, 1]

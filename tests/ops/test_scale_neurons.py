@@ -83,9 +83,9 @@ def test_empty_list():
 
 def test_wrong_use_changes_nothing(backend):
     params = [torch.ones(2, 2), torch.ones(3)]
-    with pytest.raises(ValueError, match=r"scale has shape \[4\], expected \[5\], one value per row"):
+    with pytest.raises(ValueError, match=r"scale: expected shape \[5\], one value per row .*, got \[4\]"):
         ops.scale_neurons_(params, torch.zeros(4))
-    with pytest.raises(TypeError, match=r"scale has dtype torch.bool, expected torch.float32; call scale.to"):
+    with pytest.raises(TypeError, match=r"scale: expected dtype torch.float32, got torch.bool; call scale.to"):
         ops.scale_neurons_(params, torch.zeros(5, dtype=torch.bool))
     assert all(bool((param == 1).all()) for param in params)
 

@@ -136,14 +136,14 @@ def test_empty_list():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"momentum": 0.9}, r"momentum is 0.9 and momentum_buffers is missing, expected both or neither; pass"),
-        ({"momentum_buffers": [torch.ones(3)]}, r"momentum is 0 and momentum_buffers was passed, .* leave"),
-        ({"alpha": 0.5}, r"alpha is 0.5 and first_grads is missing"),
-        ({"first_grads": [torch.ones(3)]}, r"alpha is 1 and first_grads was passed"),
-        ({"reference": [torch.ones(4)]}, r"reference\[0\] has shape \[4\], expected \[3\] like params\[0\]"),
-        ({"grads": []}, r"grads has 0 tensors, expected 1"),
-        ({"momentum": 0.9, "momentum_buffers": []}, r"momentum_buffers has 0 tensors, expected 1"),
-        ({"reference": []}, r"reference has 0 tensors, expected 1"),
+        ({"momentum": 0.9}, r"momentum_buffers: expected a list with momentum=0.9, got none; pass"),
+        ({"momentum_buffers": [torch.ones(3)]}, r"momentum_buffers: expected none with momentum=0, got a list; leave"),
+        ({"alpha": 0.5}, r"first_grads: expected a list with alpha=0.5, got none"),
+        ({"first_grads": [torch.ones(3)]}, r"first_grads: expected none with alpha=1, got a list"),
+        ({"reference": [torch.ones(4)]}, r"reference\[0\]: expected shape \[3\] like params\[0\], got \[4\]"),
+        ({"grads": []}, r"grads: expected 1 tensors like params, got 0"),
+        ({"momentum": 0.9, "momentum_buffers": []}, r"momentum_buffers: expected 1 tensors like params, got 0"),
+        ({"reference": []}, r"reference: expected 1 tensors like params, got 0"),
     ],
 )
 def test_wrong_use_changes_nothing(backend, options, message):
@@ -156,7 +156,9 @@ def test_wrong_use_changes_nothing(backend, options, message):
 
 def test_shared_memory_is_refused(backend):
     params, saved, buffers = [torch.ones(3)], [torch.ones(3)], [torch.ones(3)]
-    with pytest.raises(ValueError, match=r"grads\[0\] shares its memory with params\[0\]"):
+    with pytest.raises(ValueError, match=r"grads\[0\]: expected memory of its own, .* got the memory of params\[0\]"):
         ops.sharp_step_(params, saved, params, lr=0.1)
-    with pytest.raises(ValueError, match=r"saved\[0\] shares its memory with momentum_buffers\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"saved\[0\]: expected memory of its own, .* got the memory of momentum_buffers\[0\]"
+    ):
         ops.sharp_step_(params, buffers, saved, buffers, lr=0.1, momentum=0.9)

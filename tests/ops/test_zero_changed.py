@@ -140,7 +140,7 @@ def test_wrong_use_changes_nothing(backend):
     params = [torch.ones(2, 2), torch.ones(3)]
     xs = [torch.full((2, 2), 9.0), torch.full((3,), 9.0)]
     refs = [torch.zeros(2, 2), torch.zeros(4)]
-    with pytest.raises(ValueError, match=r"refs\[1\] has shape \[4\], expected \[3\] like params\[1\]"):
+    with pytest.raises(ValueError, match=r"refs\[1\]: expected shape \[3\] like params\[1\], got \[4\]"):
         ops.zero_changed_(params, xs, refs, torch.ones(5, dtype=torch.bool), 1.0)
     assert all(bool((param == 1).all()) for param in params)
 
@@ -148,9 +148,9 @@ def test_wrong_use_changes_nothing(backend):
 @pytest.mark.parametrize(
     ("tau", "error", "message"),
     [
-        (torch.ones(2), ValueError, r"tau has shape \[2\], expected a single number"),
-        (torch.ones((), dtype=torch.float64), TypeError, r"tau has dtype torch.float64, expected torch.float32"),
-        (torch.ones((), device="meta"), ValueError, r"tau is on meta, expected cpu like params"),
+        (torch.ones(2), ValueError, r"tau: expected shape \[\], got \[2\]"),
+        (torch.ones((), dtype=torch.float64), TypeError, r"tau: expected dtype torch.float32, got torch.float64"),
+        (torch.ones((), device="meta"), ValueError, r"tau: expected device cpu like params, got meta"),
     ],
 )
 def test_wrong_tau(tau, error, message):
