@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from bdfast.ops.lists import grouped, kind, with_rows
@@ -22,6 +23,7 @@ def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
     check_finite([gradient for _, gradient in named], lambda index: named[index][0])
 
 
+@torch.no_grad()
 def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
     """The same for any tensors, which the message calls `what`; `name(index)` returns the name for the error."""
     for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import calling, cautions, checks
 
 
 def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Tensor, q: int) -> Tensor:
@@ -20,7 +20,8 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
     Returns:
         [] float32 on the device of `xs`: one of the changes. NaN counts as the largest, as in `torch.sort`.
         Backends cuda and triton give NaN for a `q` beyond the selected sub-weights, as checking it would make the
-        host wait for the device.
+        host wait for the device. It has no gradient; a tensor that requires one, outside of `torch.no_grad()`, is
+        warned of once.
 
     Raises:
         ValueError: `q` is out of range, a mask of another length, or lists that differ in length, shape,
@@ -36,6 +37,7 @@ def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Te
     if isinstance(q, bool) or not isinstance(q, int):
         raise TypeError(f"{op}: q: expected an int, got a {type(q).__name__}; round it down to a count of sub-weights.")
     lists = {"xs": checks.as_list(op, "xs", xs), "refs": checks.as_list(op, "refs", refs)}
+    cautions.warn_without_gradient(op, lists)
 
     def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)

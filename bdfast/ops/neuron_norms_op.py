@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bdfast.ops import calling, checks
+from bdfast.ops import calling, cautions, checks
 
 
 def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, ord: float = 1) -> Tensor:
@@ -20,7 +20,8 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
         ord: 1, 2 or inf.
 
     Returns:
-        [R] float32 on the device of `xs`; 0 for rows without columns. Not differentiable.
+        [R] float32 on the device of `xs`; 0 for rows without columns. It has no gradient. A tensor that requires one,
+        outside of `torch.no_grad()`, is warned of once.
 
     Raises:
         ValueError: `ord` is another number, or lists differ in length, shape, strides or device.
@@ -38,6 +39,7 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
     op = "neuron_norms"
     lists = {"xs": checks.as_list(op, "xs", xs), "refs": None if refs is None else checks.as_list(op, "refs", refs)}
 
+    cautions.warn_without_gradient(op, lists)
 
     def check(passed: checks.Lists) -> None:
         checks.check_lists(op, passed)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bdfast.ops import aliasing, calling, checks
+from bdfast.ops import aliasing, calling, cautions, checks
 
 Mode = Literal["sam", "asam", "path"]
 """What a direction is made of: the gradient, the gradient times the squared weight, or the way to other weights."""
@@ -41,7 +41,8 @@ def perturb_(
         dirs: T tensors with the shapes and strides of `params`: gradients, or the weights to move towards. Each may be
             the same tensor as `params[i]`.
         saved: T tensors with the shapes and strides of `params`, overwritten; `sharp_step_` starts from them.
-        rho: Length of the step, in the units of the weights.
+        rho: Length of the step, in the units of the weights. Where rounding to a 16-bit dtype undoes the whole step, a
+            warning is given once.
         mode: See above.
         scope: "global": one norm over all tensors; "tensor": each tensor moves by rho along its own direction.
         eps: Added to the norm.
@@ -81,7 +82,7 @@ def perturb_(
                 )
         aliasing.check_apart(op, passed, written, same_as_first=("dirs",), vectors={"norm": norm})
 
-    return calling.run(
+    norms = calling.run(
         op,
         lists,
         norm,
@@ -93,3 +94,5 @@ def perturb_(
         empty=lambda: torch.zeros(shape),
         written=written,
     )
+    cautions.warn_of_lost_step(op, lists["params"], lists["dirs"], lists["saved"], norms, rho=rho, mode=mode)
+    return norms

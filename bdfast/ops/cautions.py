@@ -1,0 +1,90 @@
+"""Warnings about results that are correct but probably not what was wanted. Each is given once per process."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+# How many elements of each tensor are compared after a step: reading all of them would be a pass over memory.
+_SAMPLE = 1024
+
+_given: set[str] = set()
+_seen: set[tuple[str, torch.dtype]] = set()
+
+
+def _warn(key: str, message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)  # at the call of the op
+    _given.add(key)  # only now: a filter may have turned the warning into an error
+
+
+def warn_without_gradient(op: str, lists: Mapping[str, Sequence[Tensor] | None]) -> None:
+    """Warn where autograd would be expected to record an op. To be called by the op itself."""
+    if op in _given or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    for name, tensors in lists.items():
+        flags = [getattr(x, "requires_grad", False) for x in tensors or ()]
+        if any(flags):
+            tensor = f"{name}[{flags.index(True)}]"
+            _warn(
+                op,
+                f"{op}: {tensor}: expected a tensor that requires no gradient, got requires_grad=True; the result has "
+                f"none. Pass {tensor}.detach(), or call {op} under torch.no_grad().",
+            )
+            return
+
+
+def warn_of_lost_step(
+    op: str,
+    params: Sequence[Tensor],
+    dirs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    norm: Tensor,
+    *,
+    rho: float,
+    mode: str,
+) -> None:
+    """Warn where rounding to a 16-bit dtype has undone a whole step. To be called by the op itself, after the step.
+
+    A sample of each tensor is compared. On other devices than the CPU only the first step in each dtype is looked at,
+    as the host has to wait for the device.
+    """
+    if not params or params[0].dtype not in (torch.bfloat16, torch.float16) or rho == 0 or "lost step" in _given:
+        return
+    if torch.compiler.is_compiling() or type(params[0]) not in (Tensor, torch.nn.Parameter) or params[0].is_meta:
+        return
+    kind = params[0].device.type, params[0].dtype
+    if kind[0] != "cpu":
+        if kind in _seen or (kind[0] == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return
+        _seen.add(kind)
+    if _is_lost(params, dirs, saved, norm, mode):
+        _warn(
+            "lost step",
+            f"{op}: rho: expected a step that weights in {params[0].dtype} can take, got {rho:g}, which has moved none "
+            f"of the first {_SAMPLE} weights of any tensor; raise rho, or keep the weights in float32.",
+        )
+
+
+@torch.no_grad()
+def _is_lost(
+    params: Sequence[Tensor], dirs: Sequence[Tensor], saved: Sequence[Tensor], norm: Tensor, mode: str
+) -> bool:
+    """Whether nothing of the sample has moved, though it has a direction."""
+    if not all(torch.equal(_sample(param), _sample(keep)) for param, keep in zip(params, saved, strict=True)):
+        return False
+    moving = ((norm > 0) & norm.isfinite()).expand(len(params)).tolist()
+    for i in (i for i, moves in enumerate(moving) if moves):
+        direction, weight = _sample(dirs[i]).float(), _sample(saved[i]).float()
+        if mode == "path":
+            direction = direction - weight
+        elif mode == "asam":
+            direction = direction * weight.square()
+        if direction.any():
+            return True
+    return False
+
+
+def _sample(x: Tensor) -> Tensor:
+    """The first elements in memory, in which the rows are dense."""
+    return x.as_strided((min(x.numel(), _SAMPLE),), (1,))
