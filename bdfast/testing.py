@@ -99,11 +99,13 @@ def assert_matches(
         ValueError: The shapes differ, or the truth is not float64.
     """
     if expected.dtype != torch.float64:
-        raise ValueError(f"expected has dtype {expected.dtype}, expected torch.float64; compute the truth in it.")
+        raise ValueError(
+            f"assert_matches: expected: expected dtype torch.float64, got {expected.dtype}; compute the truth in it."
+        )
     for name, x in (("actual", actual), ("baseline", baseline), ("scale", scale)):
         if x is not None and x.shape != expected.shape:
             raise ValueError(
-                f"{name} has shape {list(x.shape)}, expected {list(expected.shape)} like the truth; "
+                f"assert_matches: {name}: expected shape {list(expected.shape)} like the truth, got {list(x.shape)}; "
                 "compare like with like."
             )
     eps = torch.finfo(actual.dtype).eps
@@ -121,7 +123,7 @@ def assert_matches(
     excess = torch.where(same, -math.inf, torch.where(finite, error / budget, math.inf)).nan_to_num(math.inf)
     worst = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
     raise AssertionError(
-        f"{int((~same).sum())} of {same.numel()} elements are out of budget; the worst, at {worst}, is "
-        f"{result[worst].item():.9g}, expected {truth[worst].item():.9g}: error {error[worst].item():.3g}, "
-        f"budget {budget[worst].item():.3g}."
+        f"{int((~same).sum())} of {same.numel()} elements are out of budget; at the worst, {worst}: expected "
+        f"{truth[worst].item():.9g}, got {result[worst].item():.9g}; error {error[worst].item():.3g}, budget "
+        f"{budget[worst].item():.3g}."
     )

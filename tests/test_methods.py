@@ -221,5 +221,5 @@ def test_a_network_without_neurons_has_no_scores(tmp_path):
 
 def test_a_method_that_ranks_neurons_refuses_it_before_any_step(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *args: pytest.fail("a step was taken"))
-    with pytest.raises(ValueError, match="has no neurons of kinds"):
+    with pytest.raises(ValueError, match="expected at least one neuron of kinds"):
         bdfast.purify(Scaled(), data(), method="tsbd", n=0.1)

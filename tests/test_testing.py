@@ -17,7 +17,7 @@ def test_more_than_that_is_not():
     truth = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     actual = truth.float()
     actual[1, 0] += 1e-4
-    with pytest.raises(AssertionError, match=r"1 of 4 elements .* at \(1, 0\), is 3\.0000999"):
+    with pytest.raises(AssertionError, match=r"1 of 4 elements .* at the worst, \(1, 0\): expected 3, got 3\.0000999"):
         assert_matches(actual, truth)
 
 
@@ -52,9 +52,9 @@ def test_values_beyond_the_dtype_are_infinite():
 
 
 def test_wrong_use():
-    with pytest.raises(ValueError, match=r"expected has dtype torch.float32, expected torch.float64"):
+    with pytest.raises(ValueError, match=r"assert_matches: expected: expected dtype torch.float64, got torch.float32"):
         assert_matches(torch.ones(1), torch.ones(1))
-    with pytest.raises(ValueError, match=r"actual has shape \[2\], expected \[1\]"):
+    with pytest.raises(ValueError, match=r"assert_matches: actual: expected shape \[1\] like the truth, got \[2\]"):
         assert_matches(torch.ones(2), torch.ones(1, dtype=torch.float64))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bdfast.neurons.rules import Split, known_kinds, neuron_parameters, split_neurons
+from bdfast.ops.lists import strides
 
 Source: TypeAlias = nn.Module | Mapping[str, Tensor]
 
@@ -66,7 +67,7 @@ class NeuronIndex:
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: a kind is unknown, nothing is selected, or a selected parameter is lazy or on "meta".
+        ValueError: A kind is unknown, nothing is selected, or a selected parameter is lazy or on "meta".
     """
 
     layers: tuple[NeuronLayer, ...]
@@ -81,17 +82,17 @@ class NeuronIndex:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"NeuronIndex: model is a {type(model).__name__}, expected a torch.nn.Module, whose module "
-                "types say where the neurons are; index the model, then pass state dicts to `rows`."
+                "NeuronIndex: model: expected a torch.nn.Module, whose module types say where the neurons are, got a "
+                f"{type(model).__name__}; index the model, then pass state dicts to `rows`."
             )
         kinds = _checked_kinds(kinds)
         include, exclude = _words(include), _words(exclude)
         self.layers = tuple(_find(model, kinds, include, exclude))
         if not self.layers:
             raise ValueError(
-                f"NeuronIndex: model ({type(model).__name__}) has no neurons of kinds {kinds}, "
-                f"include={include}, exclude={exclude}; expected at least one. Widen the selection, or give "
-                "its modules a rule with bdfast.register_neurons."
+                f"NeuronIndex: model: expected at least one neuron of kinds {kinds}, include={include}, "
+                f"exclude={exclude}, got none in a {type(model).__name__}; widen the selection, or give its modules a "
+                "rule with bdfast.register_neurons."
             )
 
     @classmethod
@@ -119,9 +120,8 @@ class NeuronIndex:
         """
         if scope not in ("auto", *known_kinds()):
             raise ValueError(
-                f"NeuronIndex.in_scope: scope is {scope!r}, expected one of auto, "
-                f"{', '.join(known_kinds())}; choose one of these, or select by name with "
-                "NeuronIndex(include=..., exclude=...)."
+                f"NeuronIndex.in_scope: scope: expected one of auto, {', '.join(known_kinds())}, got {scope!r}; choose "
+                "one of these, or select by name with NeuronIndex(include=..., exclude=...)."
             )
         if scope != "auto":
             return cls(model, kinds=scope, exclude=SHORTCUTS)
@@ -153,7 +153,7 @@ class NeuronIndex:
 
         Raises:
             TypeError: `source` is neither a module nor a mapping from names to tensors.
-            ValueError: a name is missing, a shape differs, or the tensors are lazy, on the meta device, of
+            ValueError: A name is missing, a shape differs, or the tensors are lazy, on the meta device, of
                 several dtypes or on several devices.
         """
         return aligned_rows(self.layers, {"source": source})[0]
@@ -171,7 +171,9 @@ def aligned_rows(layers: Sequence[NeuronLayer], sources: Mapping[str, Source]) -
         sources: From the name of the caller's argument, for errors, to a module or state dict.
 
     Raises:
-        TypeError, ValueError: as for `NeuronIndex.rows`.
+        TypeError: A source is neither a module nor a mapping from names to tensors.
+        ValueError: A name is missing, a shape differs, or the tensors are lazy, on the meta device, of several dtypes
+            or on several devices.
     """
     result = []
     agreed: tuple[str, Tensor] | None = None
@@ -184,26 +186,25 @@ def aligned_rows(layers: Sequence[NeuronLayer], sources: Mapping[str, Source]) -
             tensor = tensors.get(layer.parameter)
             if not isinstance(tensor, Tensor):
                 raise ValueError(
-                    f"{name} is {'not there' if tensor is None else type(tensor).__name__}, expected a "
-                    f"tensor of shape {tuple(layer.shape)} as in the indexed model; pass a model or state "
-                    "dict of the same architecture, without wrappers that change the names (DataParallel, "
-                    "torch.compile)."
+                    f"{name}: expected a tensor of shape {tuple(layer.shape)} as in the indexed model, got "
+                    f"{'none' if tensor is None else f'a {type(tensor).__name__}'}; pass a model or state dict of the "
+                    "same architecture, without wrappers that change the names (DataParallel, torch.compile)."
                 )
             _check_has_data(name, tensor)
             if tensor.shape != layer.shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, expected {tuple(layer.shape)} as in the "
-                    "indexed model; pass a model or state dict of the same architecture."
+                    f"{name}: expected shape {tuple(layer.shape)} as in the indexed model, got "
+                    f"{tuple(tensor.shape)}; pass a model or state dict of the same architecture."
                 )
             agreed = agreed or (name, tensor)
             if (tensor.device, tensor.dtype) != (agreed[1].device, agreed[1].dtype):
                 raise ValueError(
-                    f"{name} is {tensor.dtype} on {tensor.device}, expected {agreed[1].dtype} on "
-                    f"{agreed[1].device} like {agreed[0]}; bring both to one dtype and device with .to(...), "
-                    "or leave one out with NeuronIndex(kinds=..., exclude=...)."
+                    f"{name}: expected {agreed[1].dtype} on {agreed[1].device} like {agreed[0]}, got {tensor.dtype} on "
+                    f"{tensor.device}; bring both to one dtype and device with .to(...), or leave one out with "
+                    "NeuronIndex(kinds=..., exclude=...)."
                 )
             like = formats.setdefault(layer.parameter, tensor)
-            if tensor.stride() != like.stride():
+            if strides(tensor) != strides(like):
                 tensor = torch.empty_like(like).copy_(tensor)
             rows += split_neurons(tensor.detach(), layer.split)
         result.append(rows)
@@ -217,8 +218,8 @@ def named_tensors(source: Source, argument: str) -> Mapping[str, Tensor]:
     if isinstance(source, Mapping):
         return source
     raise TypeError(
-        f"{argument} is a {type(source).__name__}, expected a torch.nn.Module or a state dict; pass the "
-        "model, or what its state_dict() returns."
+        f"{argument}: expected a torch.nn.Module or a state dict, got a {type(source).__name__}; pass the model, or "
+        "what its state_dict() returns."
     )
 
 
@@ -262,8 +263,8 @@ def _checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
     for position, kind in enumerate(kinds):
         if kind not in known:
             raise ValueError(
-                f"NeuronIndex: kinds[{position}] is {kind!r}, expected one of {', '.join(known)}; choose one "
-                "of these, or add a kind with bdfast.register_neurons."
+                f"NeuronIndex: kinds[{position}]: expected one of {', '.join(known)}, got {kind!r}; choose one of "
+                "these, or add a kind with bdfast.register_neurons."
             )
     return kinds
 
@@ -271,12 +272,12 @@ def _checked_kinds(kinds: str | Iterable[str] | None) -> tuple[str, ...]:
 def _check_has_data(name: str, tensor: Tensor) -> None:
     if is_lazy(tensor):
         raise ValueError(
-            f"{name} is not initialised, expected a parameter with a shape; run one forward pass through the "
-            "model first, so that its lazy modules take their sizes."
+            f"{name}: expected a parameter with a shape, got one that is not initialised; run one forward pass through "
+            "the model first, so that its lazy modules take their sizes."
         )
     if tensor.is_meta:
         raise ValueError(
-            f"{name} is on the meta device, expected a tensor with data; load the weights first, for example "
+            f"{name}: expected a tensor with data, got one on the meta device; load the weights first, for example "
             "with load_state_dict(..., assign=True)."
         )
 
@@ -286,7 +287,7 @@ def _check_views(name: str, parameter: Tensor, rows: Sequence[Tensor]) -> None:
     for position, view in enumerate(rows):
         if view.dim() == 0 or view.untyped_storage().data_ptr() != storage:
             raise ValueError(
-                f"NeuronIndex: the neuron rule of {name!r} returned as view {position} "
-                f"{'a scalar' if view.dim() == 0 else 'a copy'}, expected a view of the parameter with "
-                "neurons in dimension 0; use slicing, transpose, movedim or view."
+                f"NeuronIndex: the neuron rule of {name!r}: expected as view {position} a view of the parameter with "
+                f"neurons in dimension 0, got {'a scalar' if view.dim() == 0 else 'a copy'}; use slicing, transpose, "
+                "movedim or view."
             )

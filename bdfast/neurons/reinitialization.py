@@ -63,25 +63,25 @@ def reinitialize(
         The selected neurons, the threshold and the number of zeroed sub-weights.
 
     Raises:
-        TypeError: an argument is of another type.
+        TypeError: An argument is of another type.
         ValueError: `n` or `m` is outside (0, 1], `compat` is unknown, a score or a change is NaN, or the
             models differ in names, shapes, dtype or device. Nothing was changed then.
     """
     for name, share in (("n", n), ("m", m)):
         if not 0 < share <= 1:
-            raise ValueError(f"reinitialize: {name} is {share}, expected a share in (0, 1]; 0.1 means ten per cent.")
+            raise ValueError(f"reinitialize: {name}: expected a share in (0, 1], got {share}; 0.1 means ten per cent.")
     if compat not in (None, "official"):
         raise ValueError(
-            f'reinitialize: compat is {compat!r}, expected None or "official"; leave it out for the published method.'
+            f'reinitialize: compat: expected None or "official", got {compat!r}; leave it out for the published method.'
         )
     if not (isinstance(changed, Sequence) and len(changed) == 2):
         raise TypeError(
-            f"reinitialize: changed is a {type(changed).__name__}, expected two models; pass "
+            f"reinitialize: changed: expected two models, got a {type(changed).__name__}; pass "
             "changed=(unlearned, original)."
         )
     if not isinstance(scores, NeuronScores):
         raise TypeError(
-            f"reinitialize: scores is a {type(scores).__name__}, expected NeuronScores; pass what "
+            f"reinitialize: scores: expected NeuronScores, got a {type(scores).__name__}; pass what "
             "neuron_weight_change returns, or NeuronScores(values, index.layers)."
         )
     sources = {"model": model, "changed[0]": changed[0], "changed[1]": changed[1]}
@@ -94,8 +94,8 @@ def reinitialize(
     threshold = ops.kth_largest_change(unlearned, original, neurons, max(1, int(pool * m)))
     if threshold.isnan():
         raise ValueError(
-            "reinitialize: changed differs by NaN in the selected neurons, expected numbers; unlearning has "
-            "diverged, repeat it with a smaller learning rate."
+            "reinitialize: changed: expected two models that differ by numbers, got NaN in the selected neurons; "
+            "unlearning has diverged, repeat it with a smaller learning rate."
         )
     zeroed = ops.zero_changed_(rows, unlearned, original, neurons, threshold)
     return Reinitialized(neurons, threshold.item(), int(zeroed))
@@ -113,20 +113,20 @@ def prune_neurons(model: Source, mask: Tensor, *, index: NeuronIndex | None = No
             `model`, without the scales of normalisation layers.
 
     Raises:
-        TypeError: an argument is of another type.
+        TypeError: An argument is of another type.
         ValueError: `mask` is not a bool vector with one element per neuron. Nothing was changed then.
     """
     index = index_of(model, index)
     rows = aligned_rows(index.layers, {"model": model})[0]
     if not isinstance(mask, Tensor):
         raise TypeError(
-            f"prune_neurons: mask is a {type(mask).__name__}, expected a bool tensor; pass scores.outliers(), "
-            "or compare scores.values with a threshold."
+            f"prune_neurons: mask: expected a bool tensor, got a {type(mask).__name__}; pass scores.outliers(), or "
+            "compare scores.values with a threshold."
         )
     if mask.dtype != torch.bool or mask.shape != (len(index),):
         raise ValueError(
-            f"prune_neurons: mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of shape "
-            f"({len(index)},), one element per neuron; pass index=scores.index for a mask made from scores."
+            f"prune_neurons: mask: expected torch.bool of shape ({len(index)},), one element per neuron, got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}; pass index=scores.index for a mask made from scores."
         )
     ops.scale_neurons_(rows, (~mask).to(rows[0].device, torch.float32))
 

@@ -39,13 +39,13 @@ def register_neurons(*module_types: type[nn.Module], kind: str) -> Callable[[Rul
         copied and pickled. Names of parameters that a module lacks, or has set to None, are passed over.
 
     Raises:
-        TypeError: a module type is not a subclass of `torch.nn.Module`.
+        TypeError: A module type is not a subclass of `torch.nn.Module`.
     """
     for position, module_type in enumerate(module_types):
         if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
             raise TypeError(
-                f"register_neurons: module_types[{position}] is {module_type!r}, expected a subclass of "
-                "torch.nn.Module; pass the class, not an instance, and the kind by keyword."
+                f"register_neurons: module_types[{position}]: expected a subclass of torch.nn.Module, got "
+                f"{module_type!r}; pass the class, not an instance, and the kind by keyword."
             )
 
     def register(rule: Rule) -> Rule:

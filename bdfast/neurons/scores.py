@@ -34,9 +34,8 @@ class NeuronScores:
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.index),):
             raise ValueError(
-                f"NeuronScores: values has shape {tuple(self.values.shape)}, expected ({len(self.index)},), "
-                "one score per neuron of layers; pass the scores in the order of the index that the layers "
-                "come from."
+                f"NeuronScores: values: expected shape ({len(self.index)},), one score per neuron of layers, got "
+                f"{tuple(self.values.shape)}; pass the scores in the order of the index that the layers come from."
             )
 
     def __len__(self) -> int:
@@ -58,7 +57,7 @@ class NeuronScores:
             [R] int64, on the device of the scores.
 
         Raises:
-            ValueError: a score is NaN; the message names its layer.
+            ValueError: A score is NaN. The message names its layer.
         """
         self._check_no_nan()
         # In float64 a float32 times 10^4 is exact, so this rounds as printing with four decimals does.
@@ -75,7 +74,7 @@ class NeuronScores:
             ValueError: `k` is negative, or a score is NaN.
         """
         if k < 0:
-            raise ValueError(f"NeuronScores.top: k is {k}, expected 0 or more; pass a number of neurons.")
+            raise ValueError(f"NeuronScores.top: k: expected 0 or more, got {k}; pass a number of neurons.")
         chosen = self.ranking()[:k]
         index = self.index
         result = []
@@ -100,7 +99,7 @@ class NeuronScores:
             ValueError: `z` is negative or NaN, or a score is NaN.
         """
         if not z >= 0:
-            raise ValueError(f"NeuronScores.outliers: z is {z}, expected 0 or more; 3.5 is the published value.")
+            raise ValueError(f"NeuronScores.outliers: z: expected 0 or more, got {z}; 3.5 is the published value.")
         self._check_no_nan()
         excess = self.values - self.values.median()
         return excess > z * MAD_TO_SIGMA * excess.abs().median()
@@ -125,9 +124,8 @@ class NeuronScores:
         if nans.any():
             layer, row = self.index.locate(int(nans.nonzero()[0]))
             raise ValueError(
-                f"NeuronScores: values has {int(nans.sum())} NaN, the first for row {row} of "
-                f"{layer.parameter!r}, expected numbers; look for NaN or infinite weights or gradients in "
-                "the model that was scored."
+                f"NeuronScores: values: expected numbers, got {int(nans.sum())} NaN, the first for row {row} of "
+                f"{layer.parameter!r}; look for NaN or infinite weights or gradients in the model that was scored."
             )
 
 
@@ -147,7 +145,7 @@ def neuron_weight_change(
 
     Raises:
         TypeError: `model` or `reference` is of another type.
-        ValueError: the two differ in names, shapes, dtype or device, or there are no neurons.
+        ValueError: The two differ in names, shapes, dtype or device, or there are no neurons.
     """
     index = index_of(model, index)
     rows, references = aligned_rows(index.layers, {"model": model, "reference": reference})
@@ -166,7 +164,7 @@ def neuron_gradient_norm(model: nn.Module, *, ord: float = 1, index: NeuronIndex
         index: The neurons to score; by default all of `model`, without the scales of normalisation layers.
 
     Raises:
-        ValueError: no neuron has a gradient, or gradients differ in dtype or device.
+        ValueError: No neuron has a gradient, or gradients differ in dtype or device.
     """
     index = index_of(model, index)
     rows = aligned_rows(index.layers, {"model": model})[0]
@@ -178,9 +176,8 @@ def neuron_gradient_norm(model: nn.Module, *, ord: float = 1, index: NeuronIndex
     present = [layer for layer in index.layers if layer.parameter in gradients]
     if not present:
         raise ValueError(
-            f"neuron_gradient_norm: none of the {len(index.layers)} parameters of model that hold neurons "
-            "has a gradient, expected at least one; call loss.backward() first, and do not clear the "
-            "gradients before this."
+            f"neuron_gradient_norm: model: expected a gradient in at least one of the {len(index.layers)} parameters "
+            "that hold neurons, got none; call loss.backward() first, and do not clear the gradients before this."
         )
     norms = ops.neuron_norms(aligned_rows(present, {"gradient of model": gradients})[0], ord=ord)
     if len(present) == len(index.layers):

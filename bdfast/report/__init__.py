@@ -51,7 +51,7 @@ def write(
         The path of `report.html`.
 
     Raises:
-        OSError: `folder` cannot be written to, or the disk is full; an earlier report there is unchanged.
+        OSError: `folder` cannot be written to, or the disk is full. An earlier report there is unchanged.
     """
     folder = Path(folder)
     files = page.render(
@@ -69,8 +69,8 @@ def write(
     except OSError as error:
         reason = error.strerror or str(error)
         message = (
-            f"write: folder is {str(folder)!r}, expected a folder with room that can be written to, but got "
-            f"{reason!r}; free some space or choose another folder. A report that was there is unchanged"
+            f"write: folder: expected a folder with room that can be written to, got {str(folder)!r} ({reason}); free "
+            "some space or choose another folder. A report that was there is unchanged"
         )
         if error.errno is None:
             raise type(error)(message) from error

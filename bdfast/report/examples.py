@@ -37,7 +37,7 @@ class Examples:
         targets: The K classes that the attacker wants, if that is known.
 
     Raises:
-        ValueError: shapes or lengths differ, images leave [0, 1], or a class has no name.
+        ValueError: Shapes or lengths differ, images leave [0, 1], or a class has no name.
     """
 
     clean: torch.Tensor
@@ -55,8 +55,8 @@ class Examples:
             self._check_images(name, getattr(self, name))
         if self.clean.shape != self.triggered.shape:
             raise ValueError(
-                f"Examples: triggered has shape {tuple(self.triggered.shape)}, expected "
-                f"{tuple(self.clean.shape)} like clean; pass the same images with and without the trigger."
+                f"Examples: triggered: expected shape {tuple(self.clean.shape)} like clean, got "
+                f"{tuple(self.triggered.shape)}; pass the same images with and without the trigger."
             )
         for name in ("labels", "clean_before", "clean_after", "triggered_before", "triggered_after", "targets"):
             if getattr(self, name) is not None:
@@ -103,26 +103,26 @@ class Examples:
     def _check_images(name: str, images: torch.Tensor) -> None:
         if images.dim() != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
             raise ValueError(
-                f"Examples: {name} has shape {tuple(images.shape)}, expected [K, C, H, W] with K, H, W >= 1 "
-                "and C = 1 or 3; stack the images along dimension 0, channels before rows."
+                f"Examples: {name}: expected shape [K, C, H, W] with K, H, W >= 1 and C = 1 or 3, got "
+                f"{tuple(images.shape)}; stack the images along dimension 0, channels before rows."
             )
         low, high = (bound.item() for bound in images.detach().float().aminmax())
         # Blending may leave the range by rounding, a normalised image leaves it by far; NaN fails too.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ValueError(
-                f"Examples: {name} has values from {low:.3g} to {high:.3g}, expected [0, 1]; "
-                "pass the images before normalisation."
+                f"Examples: {name}: expected values in [0, 1], got {low:.3g} to {high:.3g}; pass the images before "
+                "normalisation."
             )
 
     def _check_classes(self, name: str, classes: Sequence[int]) -> None:
         if len(classes) != len(self):
             raise ValueError(
-                f"Examples: {name} has {len(classes)} entries, expected {len(self)}, one per image; "
-                "pass a list as long as clean."
+                f"Examples: {name}: expected {len(self)} entries, one per image, got {len(classes)}; pass a list as "
+                "long as clean."
             )
         for i, number in enumerate(classes):
             if not 0 <= number < len(self.class_names):
                 raise ValueError(
-                    f"Examples: {name}[{i}] is {number}, expected a class from 0 to "
-                    f"{len(self.class_names) - 1}; give class_names one name for every class of the model."
+                    f"Examples: {name}[{i}]: expected a class from 0 to {len(self.class_names) - 1}, got {number}; "
+                    "give class_names one name for every class of the model."
                 )

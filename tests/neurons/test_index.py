@@ -150,32 +150,34 @@ def test_auto_scope_counts_layers_not_weights():
 def test_scope_can_be_any_kind(model):
     assert names(NeuronIndex.in_scope(model, "norm")) == ["1.weight"]
     assert names(NeuronIndex.in_scope(Residual(), "conv")) == ["conv.weight"]
-    with pytest.raises(ValueError, match=r"scope is 'all', expected one of auto, .*conv"):
+    with pytest.raises(ValueError, match=r"scope: expected one of auto, .*conv.*, got 'all';"):
         NeuronIndex.in_scope(model, "all")
 
 
 def test_no_neurons_is_an_error(model):
-    with pytest.raises(ValueError, match=r"model \(Sequential\) has no neurons of kinds .* expected at least one"):
+    with pytest.raises(ValueError, match=r"model: expected at least one neuron of .*, got none in a Sequential; widen"):
         NeuronIndex(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
     with pytest.raises(ValueError, match=r"exclude=\('\*',\)"):
         NeuronIndex(model, exclude="*")
-    with pytest.raises(ValueError, match="has no neurons"):
+    with pytest.raises(ValueError, match="expected at least one neuron"):
         NeuronIndex.in_scope(nn.BatchNorm2d(3))
 
 
 def test_a_wrong_source_is_named_with_what_to_do(model):
     index = NeuronIndex(model)
-    with pytest.raises(ValueError, match=r"source\['0.weight'\] is not there, expected .*\(4, 3, 3, 3\).*DataParallel"):
+    with pytest.raises(
+        ValueError, match=r"source\['0.weight'\]: expected .*\(4, 3, 3, 3\).*, got none; .*torch.compile"
+    ):
         index.rows({})
-    with pytest.raises(ValueError, match=r"source\['0.weight'\] is list, expected a tensor"):
+    with pytest.raises(ValueError, match=r"source\['0.weight'\]: expected a tensor .*, got a list;"):
         index.rows({"0.weight": [1.0]})
     wider = copy.deepcopy(model)
     wider[4] = nn.Linear(6, 9)
-    with pytest.raises(ValueError, match=r"source\['4.weight'\] has shape \(9, 6\), expected \(5, 6\) .* pass a model"):
+    with pytest.raises(ValueError, match=r"source\['4.weight'\]: expected shape \(5, 6\) .*, got \(9, 6\); pass"):
         index.rows(wider)
-    with pytest.raises(TypeError, match="source is a list, expected"):
+    with pytest.raises(TypeError, match=r"source: expected .*, got a list;"):
         index.rows([model])
-    with pytest.raises(TypeError, match=r"model is a OrderedDict, expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, .*, got a OrderedDict;"):
         NeuronIndex(model.state_dict())
 
 
@@ -184,13 +186,13 @@ def test_mixed_dtypes_and_meta_tensors_are_refused(model):
     model[4].bfloat16()
     with pytest.raises(
         ValueError,
-        match=r"source\['4.weight'\] is torch.bfloat16 on cpu, expected torch.float32 .* like source\['0.",
+        match=r"source\['4.weight'\]: expected torch.float32 .* like source\['0..*, got torch.bfloat16 on cpu;",
     ):
         index.rows(model)
     # Normalisation layers in float32 inside a bfloat16 model are usual, and do not count.
     model.bfloat16()[1].float()
     assert index.rows(model)[0].dtype == torch.bfloat16
-    with pytest.raises(ValueError, match=r"source\['0.weight'\] is on the meta device, .* load the weights"):
+    with pytest.raises(ValueError, match=r"source\['0.weight'\]: expected .*, got one on the meta device; load"):
         index.rows(model.to("meta"))
-    with pytest.raises(ValueError, match=r"model\['0.weight'\] is on the meta device"):
+    with pytest.raises(ValueError, match=r"model\['0.weight'\]: expected .*, got one on the meta device"):
         NeuronIndex(model)

@@ -149,13 +149,17 @@ def test_reinitialize_pairs_models_of_different_memory_formats():
 @pytest.mark.parametrize("name", ["n", "m"])
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, float("nan")])
 def test_a_share_outside_its_range_changes_nothing(name, share):
-    assert_refused({name: share}, ValueError, rf"reinitialize: {name} is {share}, expected a share in \(0, 1\]")
+    assert_refused({name: share}, ValueError, rf"reinitialize: {name}: expected a share in \(0, 1\], got {share};")
 
 
 def test_arguments_of_a_wrong_kind_change_nothing():
-    assert_refused({"compat": "paper"}, ValueError, "compat is 'paper', expected None or \"official\"")
-    assert_refused({"changed": nn.Linear(1, 1)}, TypeError, r"changed is a Linear, .*=\(unlearned, original\)")
-    assert_refused({"scores": torch.zeros(19)}, TypeError, "scores is a Tensor, expected NeuronScores; pass")
+    assert_refused({"compat": "paper"}, ValueError, "compat: expected None or \"official\", got 'paper';")
+    assert_refused(
+        {"changed": nn.Linear(1, 1)},
+        TypeError,
+        r"changed: expected two .*, got a Linear; .*=\(unlearned,",
+    )
+    assert_refused({"scores": torch.zeros(19)}, TypeError, "scores: expected NeuronScores, got a Tensor; pass")
 
 
 def assert_refused(wrong, error, message):
@@ -171,13 +175,13 @@ def test_wrong_models_change_nothing():
     unlearned, original = models(5, torch.float32)
     model = copy.deepcopy(original)
     scores = neuron_weight_change(unlearned, original)
-    with pytest.raises(ValueError, match=r"changed\[1\]\['0.weight'\] is torch.bfloat16 .* like model\['0.weight'\]"):
+    with pytest.raises(ValueError, match=r"changed\[1\]\['0.weight'\]: expected .* like model.*, got torch.bfloat16"):
         reinitialize(model, scores, n=1, m=1, changed=(unlearned, copy.deepcopy(original).bfloat16()))
-    with pytest.raises(ValueError, match=r"changed\[0\]\['2.weight'\] is not there"):
+    with pytest.raises(ValueError, match=r"changed\[0\]\['2.weight'\]: expected .*, got none;"):
         reinitialize(model, scores, n=1, m=1, changed=(unlearned[:2], original))
     with torch.no_grad():
         unlearned[1].weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"changed differs by NaN .* unlearning has diverged"):
+    with pytest.raises(ValueError, match=r"changed: expected .*, got NaN .*; unlearning has diverged"):
         reinitialize(model, scores, n=1, m=0.01, changed=(unlearned, original))
     with pytest.raises(ValueError, match=r"1 NaN, the first for row 0 of '1.weight'"):
         reinitialize(model, neuron_weight_change(unlearned, original), n=1, m=1, changed=(unlearned, original))
@@ -217,7 +221,7 @@ def test_prune_neurons_takes_a_mask_of_scores():
 def test_a_wrong_mask_prunes_nothing(mask):
     _, original = models(8, torch.float32)
     model = copy.deepcopy(original)
-    with pytest.raises(ValueError, match=r"mask is torch.* expected torch.bool of shape \(19,\), .* pass index="):
+    with pytest.raises(ValueError, match=r"mask: expected torch.bool of shape \(19,\), .*, got torch.*; pass index="):
         prune_neurons(model, mask)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
 
@@ -232,5 +236,5 @@ def test_autograd_notices_that_weights_were_changed():
 
 def test_scores_are_no_mask():
     unlearned, original = models(9, torch.float32)
-    with pytest.raises(TypeError, match=r"mask is a NeuronScores, .* pass scores.outliers\(\)"):
+    with pytest.raises(TypeError, match=r"mask: expected a bool tensor, got a NeuronScores; pass scores.outliers\(\)"):
         prune_neurons(original, neuron_weight_change(unlearned, original))

@@ -46,13 +46,13 @@ def test_examples_tell_right_wrong_and_attacked():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clean": torch.zeros(3, 16, 16)}, r"clean has shape \(3, 16, 16\), expected \[K, C, H, W\]"),
-        ({"triggered": torch.zeros(3, 3, 8, 8)}, r"triggered has shape \(3, 3, 8, 8\).*like clean"),
-        ({"clean": torch.full((3, 3, 16, 16), -2.0)}, r"clean has values from -2 to -2, expected \[0, 1\]"),
-        ({"clean": torch.full((3, 3, 16, 16), float("nan"))}, "clean has values from nan"),
-        ({"triggered_after": [1]}, "triggered_after has 1 entries, expected 3"),
-        ({"clean_before": [0, 4, 0]}, r"clean_before\[1\] is 4, expected a class from 0 to 3"),
-        ({"targets": [0, 0, -1]}, r"targets\[2\] is -1, expected a class from 0 to 3"),
+        ({"clean": torch.zeros(3, 16, 16)}, r"clean: expected shape \[K, C, H, W\] .*, got \(3, 16, 16\);"),
+        ({"triggered": torch.zeros(3, 3, 8, 8)}, r"triggered: expected shape .* like clean, got \(3, 3, 8, 8\);"),
+        ({"clean": torch.full((3, 3, 16, 16), -2.0)}, r"clean: expected values in \[0, 1\], got -2 to -2;"),
+        ({"clean": torch.full((3, 3, 16, 16), float("nan"))}, r"clean: expected values in \[0, 1\], got nan to nan;"),
+        ({"triggered_after": [1]}, "triggered_after: expected 3 entries, one per image, got 1;"),
+        ({"clean_before": [0, 4, 0]}, r"clean_before\[1\]: expected a class from 0 to 3, got 4;"),
+        ({"targets": [0, 0, -1]}, r"targets\[2\]: expected a class from 0 to 3, got -1;"),
     ],
 )
 def test_examples_refuse_what_does_not_fit(changes, message):
