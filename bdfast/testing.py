@@ -1,7 +1,7 @@
-"""Comparing a result with the truth, and lists of tensors worth comparing on; for our tests and for yours.
+"""Error budget and test tensors, for the tests of bdfast and for users.
 
-Truth is the reference computed in float64. No tolerance is a matter of taste: an element may be off by twice what
-plain PyTorch loses in the same dtype, plus a few roundings of the size of the terms that were added up.
+A result is compared with the reference computed in float64. An element may deviate by twice the error of plain PyTorch
+in the same dtype, plus a few roundings of the size of the terms that were summed.
 """
 
 import math
@@ -95,8 +95,8 @@ def assert_matches(
         scale: Sum of the absolute terms that each element was added up from; None for abs(expected).
 
     Raises:
-        AssertionError: With the worst element, its error and its budget.
-        ValueError: The shapes differ, or the truth is not float64.
+        AssertionError: An element is out of budget. The message names the worst one, its error and its budget.
+        ValueError: The shapes differ, or `expected` is not float64.
     """
     if expected.dtype != torch.float64:
         raise ValueError(

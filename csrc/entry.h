@@ -15,8 +15,8 @@ namespace bdfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// torch::stable::Tensor shares its ownership, which costs an allocation each, and calls torch for everything that it is
-// asked. On lists of small tensors that is what an op spends its time on.
+// torch::stable::Tensor allocates for its shared ownership and calls torch for every property. On lists of small
+// tensors most of the time of an op would go there.
 class Entry {
  public:
   explicit Entry(AtenTensorHandle handle) : handle_(handle) {
@@ -47,7 +47,7 @@ class Entry {
     return dim_ == other.dim_ && std::equal(sizes_, sizes_ + dim_, other.sizes_);
   }
 
-  // A dimension of size 1 has no step to make: its stride is any number.
+  // Strides of dimensions of size 1 are ignored.
   bool has_strides_of(const Entry& other) const {
     for (int64_t d = 0; d < dim_; d++) {
       if (sizes_[d] != 1 && strides_[d] != other.strides_[d]) return false;
@@ -79,7 +79,7 @@ class Entry {
   };
   std::unique_ptr<AtenTensorOpaque, Delete> handle_;
   int64_t dim_, numel_;
-  int64_t *sizes_, *strides_;  // torch's own, for as long as the handle lives
+  int64_t *sizes_, *strides_;  // owned by torch, valid as long as the handle
   int32_t dtype_, device_type_;
 };
 
@@ -89,7 +89,7 @@ using List = std::vector<Entry>;
 
 HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
 
-// How arguments of a kernel that are lists of entries are made.
+// Converts kernel arguments to lists of entries.
 template <>
 struct ToImpl<bdfast::Entry> {
   static bdfast::Entry call(StableIValue value, uint64_t, bool) { return bdfast::Entry(to<AtenTensorHandle>(value)); }

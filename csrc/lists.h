@@ -1,5 +1,5 @@
-// What the kernels ask of the lists they are given. Python tries them as they come and looks for the reason only where
-// they are refused: it can name the argument, and make dense copies of what no kernel reads.
+// The checks that all kernels make before they write. A kernel only refuses; Python then finds the argument to name, or
+// copies tensors that no kernel can read.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace bdfast {
 #define BDFAST_REFUSE_UNLESS(condition) \
   STD_TORCH_CHECK(condition, "the arguments cannot be used as they are; call the functions in bdfast.ops")
 
-// Whether each row is one block of memory, in any order inside, and the blocks follow each other.
+// Whether each row is one contiguous block of memory, in any order inside, and the blocks are adjacent.
 inline bool rows_are_dense(const Entry& x) {
   if (x.is_contiguous()) return true;
   int64_t rows = x.size(0), columns = x.numel() / std::max<int64_t>(1, rows);
@@ -32,8 +32,7 @@ inline bool rows_are_dense(const Entry& x) {
   return span == columns;
 }
 
-// Whether a kernel may read the memory from `data` on: there is some, and every item lies where the processor expects
-// it.
+// Whether there is memory at `data`, and its address is a multiple of the item size.
 inline bool is_usable(const void* data, size_t item_size) {
   return data != nullptr && reinterpret_cast<uintptr_t>(data) % item_size == 0;
 }
@@ -47,8 +46,8 @@ inline ScalarType checked_dtype(const Entry& x) {
   return ScalarType::Half;
 }
 
-// Lists of one length, dtype and device; entries of one shape and one order in memory, with dense rows, each item at a
-// multiple of its size. Lists that an op does without are empty, but for the first.
+// Lists of equal length, dtype and device; entries of equal shape and memory order, with dense rows and aligned
+// addresses. All lists but the first may be empty, where the op does without them.
 inline ScalarType check_lists(std::initializer_list<const List*> lists,
                               int32_t device_type = aoti_torch_device_type_cpu()) {
   const List& first = **lists.begin();
@@ -73,8 +72,8 @@ inline ScalarType check_lists(std::initializer_list<const List*> lists,
   return dtype;
 }
 
-// The memory that a call uses. What is written must be reached in one way only, or threads would find there what others
-// have left. The lists were checked, so that an entry is all of the memory from its first item to its last.
+// The address ranges that a call reads and writes. A range that is written must not overlap any other, or the results
+// would depend on the order of the threads. The lists were checked before, so entries have no gaps.
 class MemoryUse {
  public:
   explicit MemoryUse(ScalarType dtype) : item_size_(item_size(dtype)) {}
@@ -87,7 +86,7 @@ class MemoryUse {
     for (const Entry& x : list) add(x.const_data_ptr(), x.numel() * item_size_, false);
   }
 
-  // Entry i may also be entry i of `written`, as the kernels read an element before they write it.
+  // Entry i may be the same tensor as entry i of `written`: the kernels read each element before they write it.
   void read(const List& list, const List& written) {
     for (size_t i = 0; i < list.size(); i++) {
       const void* data = list[i].const_data_ptr();
@@ -125,7 +124,7 @@ class MemoryUse {
   std::vector<Range> ranges_;
 };
 
-// The values of a tensor of this shape, that of a number or a vector, on the CPU.
+// The data of a CPU tensor of this dtype and shape (a number or a vector).
 template <class T>
 const T* values(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> sizes) {
   BDFAST_REFUSE_UNLESS(x.is_cpu() && x.scalar_type() == dtype && x.dim() == static_cast<int64_t>(sizes.size()) &&
@@ -135,7 +134,7 @@ const T* values(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t
   return static_cast<const T*>(data);
 }
 
-// A number or a vector, not initialised.
+// An uninitialised number or vector.
 inline Tensor new_result(std::vector<int64_t> sizes, int32_t dtype, int32_t device_type = aoti_torch_device_type_cpu(),
                          int32_t device_index = 0) {
   std::vector<int64_t> strides(sizes.size(), 1);

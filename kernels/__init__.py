@@ -1,7 +1,7 @@
-"""Triton kernels, one file per op. Installed as `bdfast.kernels`; nothing imports them before they are needed.
+"""Triton kernels, one file per op. Installed as `bdfast.kernels` and imported only when they are needed.
 
-All tensors of a list are served by one launch, through a table of their addresses (`tables.py`), of which every program
-takes one piece (`pieces.py`). Nothing here waits for the device.
+One launch processes all tensors of a list. It reads their addresses from a table (`tables.py`), and each program processes
+one piece (`pieces.py`). The host never waits for the device.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from bdfast.kernels import sharp_step_kernel as _sharp_step
 from bdfast.kernels import sums as _sums
 from bdfast.kernels import zero_changed_kernel as _zero_changed
 
-# By the names and with the arguments of `bdfast.ops.reference`. The arguments were checked before, and have dense rows.
+# With the names and arguments of `bdfast.ops.reference`. The arguments were checked before and have dense rows.
 KERNELS: dict[str, Callable[..., Any]] = {
     "neuron_norms": _neuron_norms.neuron_norms,
     "kth_largest_change": _kth_largest_change.kth_largest_change,

@@ -45,7 +45,7 @@ def _count(
     COLUMNS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """Count the next digit, below `limit`, of the keys in the selected rows of a piece that begin as was found."""
+    """Count the next digit, below `limit`, of the keys in the selected rows of a piece that have the digits found."""
     x = pointer(entry, 0, offset, DTYPE, ALIGNED)
     ref = pointer(entry, 1, offset, DTYPE, ALIGNED)
     end = whole_vectors(width, DTYPE, ALIGNED)
@@ -53,14 +53,14 @@ def _count(
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         selected = tl.load(neurons + row, mask=row < rows, other=0).to(tl.int32)
-        # Rows that are not selected are not even read.
+        # Rows that are not selected are not read.
         here = tl.where(tl.max(selected, 0) > 0, width, 0)
         for begin in range(0, here, COLUMNS):
             column = begin + tl.arange(0, COLUMNS)
             inside = (selected > 0)[:, None] & (column < end)[None, :]
             offsets = row[:, None] * end + column[None, :]
             key = change_bits(x, ref, offsets, inside, True)
-            # A key that begins otherwise differs by more than a digit.
+            # Keys with other leading digits differ by `limit` or more.
             digit = (key >> shift) - (found << _BITS)
             counted = inside & (digit >= 0) & (digit < limit)
             counts += tl.histogram(tl.ravel(digit), _BINS, mask=tl.ravel(counted))
@@ -70,7 +70,7 @@ def _count(
 
 @triton.jit
 def _descend(histograms: tl.tensor, passes: tl.tensor, q: tl.tensor) -> tl.tensor:
-    """The digits that so many passes have found, as the leading bits of a key; -1 if there are no q keys."""
+    """The digits found by the passes so far, as the leading bits of a key; -1 if there are fewer than q keys."""
     bins = tl.arange(0, _BINS)
     rank = tl.cast(q, tl.int64)
     found = tl.cast(0, tl.int32)
@@ -79,7 +79,7 @@ def _descend(histograms: tl.tensor, passes: tl.tensor, q: tl.tensor) -> tl.tenso
         reached = tl.cumsum(counts, 0, reverse=True) >= rank
         bin = tl.sum(reached.to(tl.int32), 0) - 1
         rank -= tl.sum(tl.where(bins > bin, counts, 0), 0)
-        # Where no bin is reached all bits are set here, and stay so: no key begins like this.
+        # If no bin is reached, all bits are set here and stay set: no key has these leading digits.
         found = (found << _BITS) | bin
     return found
 
@@ -118,7 +118,7 @@ def count_digits(
 
 @triton.jit(do_not_specialize=["passes", "q"])
 def finish(histograms: tl.tensor, result: tl.tensor, passes: tl.tensor, q: tl.tensor) -> None:
-    """The key that all digits make, as the number that it is; -1 has the bits of a NaN."""
+    """The key made of all digits, as a number; -1 has the bits of a NaN."""
     tl.store(result, _descend(histograms, passes, q).to(tl.float32, bitcast=True))
 
 

@@ -75,7 +75,7 @@ def measure_rows(
     HAS_REFS: tl.constexpr,
     DTYPE: tl.constexpr,
 ) -> None:
-    """The norms of the rows of a piece; of a part of a row, what `join_rows` needs."""
+    """The norms of the rows of a piece; for a part of a row, the partial result that `join_rows` needs."""
     entry = entry_of(entries, pieces)
     row, column, rows, width, columns, aligned = piece_of(entry, DTYPE)
     offset = row * columns + column
@@ -98,7 +98,7 @@ def measure_rows(
 
 @triton.jit
 def join_rows(entries: tl.tensor, pieces: tl.tensor, norms: tl.tensor, cut: tl.tensor, ORD: tl.constexpr) -> None:
-    """The norm of a row that was cut, in the program of its first piece."""
+    """The norm of a row that was split, in the program of its first piece."""
     entry = entry_of(entries, pieces)
     row, column, _rows, _width, _columns, _aligned = piece_of(entry, tl.float32)
     parts = parts_of(entry)

@@ -1,4 +1,4 @@
-"""perturb_: save the weights and move them by rho along a direction, whose norm is taken first."""
+"""perturb_: compute the norm of the direction, save the weights, and move them by rho along the direction."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _LANES = tl.constexpr(128)
 
 @triton.jit
 def _normed(param: tl.tensor, x: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
-    """What the norm is taken of."""
+    """The quantity whose norm is computed."""
     if KIND == "path":
         direction = x - param
     elif KIND == "asam":
@@ -79,7 +79,7 @@ def _step(
     dirs = pointer(entry, 1, offset, DTYPE, ALIGNED)
     saved = pointer(entry, 2, offset, DTYPE, ALIGNED)
     end = whole_vectors(width, DTYPE, ALIGNED)
-    # Not a step of length 0: where the norm is not finite, some direction is not, and 0 times it is NaN.
+    # Not a step of length 0: if the norm is not finite, neither is some direction, and 0 times it is NaN.
     moving_end = tl.where(factor != 0, end, 0)
     for begin in range(0, end, _BLOCK):
         at = begin + tl.arange(0, _BLOCK)

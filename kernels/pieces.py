@@ -1,8 +1,8 @@
-"""The device's side of a table: which piece a program works on, and pointers that allow for wide loads.
+"""Device code that reads a table: the piece of a program, and pointers that allow wide loads.
 
-A program takes the aligned branch where all addresses and row lengths are multiples of 16 bytes, as almost all are.
-What makes loads wide is told to values that are born inside a branch: `tl.multiple_of` marks the operation that made
-its argument, and would otherwise mark it for both branches.
+A program takes the aligned branch if all addresses and row lengths are multiples of 16 bytes, which is the usual case.
+Alignment hints are given to values that are computed inside a branch: `tl.multiple_of` marks the operation that made its
+argument, so a value from outside would be marked for both branches.
 """
 
 import triton
@@ -85,7 +85,7 @@ def pointer(
 
 @triton.jit
 def whole_vectors(count: tl.tensor, DTYPE: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
-    """The count itself; where it is known to be a multiple of a vector, in a form that shows it to the compiler."""
+    """The count; if it is known to be a multiple of the vector length, in a form that shows this to the compiler."""
     if ALIGNED:
         count = count // (128 // DTYPE.primitive_bitwidth) * (128 // DTYPE.primitive_bitwidth)
     return count
@@ -95,7 +95,7 @@ def whole_vectors(count: tl.tensor, DTYPE: tl.constexpr, ALIGNED: tl.constexpr) 
 def change_bits(
     x: tl.tensor, ref: tl.tensor, offsets: tl.tensor, inside: tl.tensor, HAS_REFS: tl.constexpr
 ) -> tl.tensor:
-    """The absolute changes as the bits of float32: integers in the order of the values, with NaN above all."""
+    """The absolute changes as float32 bit patterns: integers with the order of the values, NaN above all."""
     change = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_REFS:
         change = change - tl.load(ref + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -104,7 +104,7 @@ def change_bits(
 
 @triton.jit
 def add_up(parts: tl.tensor, count: tl.tensor, LARGEST: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
-    """The sum of these numbers in a fixed order, or the largest of them, which is none below zero."""
+    """The sum of these numbers in a fixed order, or their maximum if LARGEST; none is negative then."""
     lane = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.int32 if LARGEST else tl.float32)
     for begin in range(0, count, BLOCK):

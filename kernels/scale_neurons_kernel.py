@@ -1,4 +1,4 @@
-"""scale_neurons_: multiply every row by a factor of its own."""
+"""scale_neurons_: multiply every row by its own factor."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def _scale(
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         factor = tl.load(factors + row, mask=row < rows, other=1.0)
-        # A factor of one changes nothing, and masks consist mostly of ones.
+        # Rows with factor 1 are skipped: masks consist mostly of ones.
         changing = tl.where(factor != 1.0, 1, 0)
         here = tl.where(tl.max(changing, 0) > 0, width, 0)
         for begin in range(0, here, COLUMNS):

@@ -1,4 +1,4 @@
-"""sharp_step_: SGD from the saved weights with a mix of two gradients, and the distance to a reference on the way."""
+"""sharp_step_: SGD from the saved weights with a mix of two gradients; also the distance to a reference."""
 
 from collections.abc import Sequence
 
@@ -85,7 +85,7 @@ def step_pieces(
     """Step one piece; its squared distance goes to `squares`, which holds one zero where there are no references."""
     entry = entry_of(entries, pieces)
     _row, offset, _rows, width, _columns, aligned = piece_of(entry, DTYPE)
-    # Spelled out twice, as Triton knows no list of arguments to pass on.
+    # Written twice, because Triton cannot forward a list of arguments.
     if aligned:
         total = _step(
             entry, offset, width, lr, momentum, undamped, weight_decay, alpha, first_share, sign,
@@ -127,7 +127,7 @@ def sharp_step_(
     kind = "none" if not momentum_buffers else "nesterov" if nesterov else "plain"
     numbers = lr, momentum, 1 - dampening, weight_decay, alpha, 1 - alpha, -1.0 if maximize else 1.0
     options = {"FIRST": bool(first_grads), "DISTANCE": bool(references), "DTYPE": DTYPES[params[0].dtype]}
-    # As float32 whatever was passed: an int would be a specialisation of its own.
+    # Always as float: Triton would compile another specialisation for an int.
     launch(step_pieces, count, table.entries, table.pieces, squares, *map(float, numbers), MOMENTUM=kind, **options)
     if references:
         combine(table, squares, result, per_tensor=False, root=False)

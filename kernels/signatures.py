@@ -1,4 +1,4 @@
-"""What a kernel can be compiled for ahead of time, on a machine with no GPU."""
+"""Signatures to compile the kernels for ahead of time, without a GPU."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Signature:
 
 
 def signatures(kernel: Any, arguments: Mapping[str, str], **choices: Iterable[Any]) -> list[Signature]:
-    """One for every combination of these constants, that of DTYPE among them."""
+    """One signature for every combination of these constants, including DTYPE."""
     names = list(choices)
     types = {**arguments, **dict.fromkeys(names, "constexpr")}
     return [

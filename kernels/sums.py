@@ -1,4 +1,4 @@
-"""What the pieces of flat lists have measured, added up in their order."""
+"""Sums of the results of the pieces of flat lists, in the order of the pieces."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
-"""The host's side of a launch: lists of tensors as one table on their device, and how the work is cut into pieces.
+"""Host code of a launch: lists of tensors as one table on their device, and how the work is split into pieces.
 
-A table holds addresses, so one launch serves tensors of any number and shape. It is made once for the same tensors and
-kept: a call that is repeated uploads nothing and never waits for the device.
+A table holds addresses, so one launch can process any number of tensors of any shapes. Tables are kept: a repeated call
+uploads nothing and does not wait for the device.
 """
 
 import contextlib
@@ -15,27 +15,27 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-# Elements of a piece, the work of one program. Longer rows are cut. Shapes alone decide about the cut, never the
-# device: what is combined in the order of the pieces repeats bit for bit.
+# Elements of a piece, the work of one program. Longer rows are split. The pieces depend on shapes, never on the device,
+# so results combined in their order always have the same bits.
 PIECE = 1 << 14
 
-# What an entry of the table holds; the addresses of its tensors follow, in the order of the lists. Entries are a
+# The fields of a table entry. The addresses of its tensors follow, in the order of the lists. The size of an entry is a
 # multiple of 16 bytes.
 FIELDS = ("columns", "rows", "first_row", "first_piece", "pieces", "parts", "rows_per_piece", "aligned")
 LISTS = 6
 ENTRY = len(FIELDS) + LISTS
 
-# Tiles of 2048 elements, [rows, columns], for rows of up to so many columns.
+# Tiles have 2048 elements, [rows, columns]; their shape depends on whether rows have up to this many columns.
 NARROW = 8
 MIDDLE = 256
-# A program goes through a few tiles, so that lists of short rows are shared out too.
+# Most tiles per program, so that lists of short rows are distributed too.
 TILES = 8
 VECTOR_BYTES = 16
 
 KEPT_TABLES = 32
 
-# Products and sums stay apart: aligned or not, and in every dtype, the same numbers give the same bits. Without a limit
-# of its own choosing ptxas spills registers to fit one more program on a multiprocessor.
+# No fused multiply-add, so the same numbers give the same bits in aligned and unaligned code. Without a register limit
+# ptxas spills registers to fit one more program on a multiprocessor.
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 128}
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -59,13 +59,13 @@ class Table:
 
 
 _tables: OrderedDict[Any, Table] = OrderedDict()
-# A CUDA graph reads its tables for as long as it lives.
+# A CUDA graph reads its tables as long as it exists.
 _tables_of_graphs: dict[Any, Table] = {}
 _lock = threading.Lock()
 
 
 def table_of(lists: Sequence[Sequence[Tensor]], *, flat: bool = False) -> Table:
-    """The table of these lists, of which those that are empty were left out (but not the first).
+    """The table of these lists. Empty lists were left out; the first is never left out.
 
     Args:
         lists: Up to `LISTS` lists of tensors, equal in shapes and strides, with dense rows.
@@ -73,7 +73,7 @@ def table_of(lists: Sequence[Sequence[Tensor]], *, flat: bool = False) -> Table:
     """
     lead = lists[0]
     device = lead[0].device
-    # A table is used on the stream alone that uploads it and that its memory belongs to.
+    # A table is used only on the stream that uploads it and that owns its memory.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     shapes = tuple([(x.shape[0], x.numel()) for x in lead])
     addresses = tuple([tuple([x.data_ptr() for x in tensors]) for tensors in lists])
@@ -131,7 +131,7 @@ def _make_table(
     pieces = torch.arange(len(shapes)).repeat_interleave(torch.tensor(counts), output_size=first_piece)
     uploaded = torch.cat([torch.tensor(entries, dtype=torch.int64).flatten(), pieces])
     if device.type == "cuda":
-        # From pinned memory the copy only joins the stream; from any other the host would wait for it.
+        # A copy from pinned memory is asynchronous; otherwise the host would wait for it.
         uploaded = uploaded.pin_memory().to(device, non_blocking=True)
     size = len(entries) * ENTRY
     cut = any(entry[FIELDS.index("parts")] > 1 and entry[FIELDS.index("rows")] for entry in entries)
@@ -139,7 +139,7 @@ def _make_table(
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Start that many programs of a kernel, if any, on the device of its first argument."""
+    """Launch this many programs of a kernel, if any, on the device of its first argument."""
     if programs == 0:
         return
     device = arguments[0].device

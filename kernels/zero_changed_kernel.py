@@ -34,7 +34,7 @@ def _zero(
     COLUMNS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
-    """Zero what is chosen in the selected rows of a piece, in tiles of [ROWS, COLUMNS]; returns how many that were."""
+    """Zero the chosen elements of the selected rows of a piece, in tiles of [ROWS, COLUMNS]; return their number."""
     param = pointer(entry, 0, offset, DTYPE, ALIGNED)
     x = pointer(entry, 1, offset, DTYPE, ALIGNED)
     ref = pointer(entry, 2, offset, DTYPE, ALIGNED)
@@ -43,18 +43,18 @@ def _zero(
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         selected = tl.load(neurons + row, mask=row < rows, other=0).to(tl.int32)
-        # Rows that are not selected are not even read.
+        # Rows that are not selected are not read.
         here = tl.where(tl.max(selected, 0) > 0, width, 0)
         for begin in range(0, here, COLUMNS):
             column = begin + tl.arange(0, COLUMNS)
             inside = (selected > 0)[:, None] & (column < end)[None, :]
             offsets = row[:, None] * end + column[None, :]
             change = change_bits(x, ref, offsets, inside, True).to(tl.float32, bitcast=True)
-            # Only a NaN tau reaches NaN changes, and it reaches nothing else.
+            # A NaN tau selects exactly the NaN changes.
             chosen = tl.where(tau == tau, tl.where(change >= tau, 1, 0), tl.where(change != change, 1, 0))
             chosen = tl.where(inside, chosen, 0)
             count += chosen
-            # Whole vectors are written: what stays gets the bits that it had.
+            # Whole vectors are written; kept elements keep their bits.
             kept = tl.load(param + offsets, mask=inside, other=0.0)
             tl.store(param + offsets, tl.where(chosen > 0, tl.zeros_like(kept), kept), mask=inside)
     return tl.sum(tl.sum(count, 1), 0)
@@ -69,7 +69,7 @@ def zero_rows(
     result: tl.tensor,
     DTYPE: tl.constexpr,
 ) -> None:
-    """Zero in one piece, and add to the count."""
+    """Zero in one piece and add to the count."""
     entry = entry_of(entries, pieces)
     row, column, rows, width, columns, aligned = piece_of(entry, DTYPE)
     offset = row * columns + column

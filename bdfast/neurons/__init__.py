@@ -1,4 +1,4 @@
-"""Neurons: which rows of which parameters they are, scores for each of them, and zeroing them."""
+"""Neurons: an index of them, scores per neuron, and zeroing."""
 
 from bdfast.neurons.index import NeuronIndex, NeuronLayer
 from bdfast.neurons.reinitialization import Reinitialized, prune_neurons, reinitialize

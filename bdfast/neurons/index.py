@@ -1,6 +1,6 @@
-"""The neurons of a model under flat numbers: which parameters hold them, their names, and their rows.
+"""An index of the neurons of a model: flat numbers, and the parameters and rows that hold them.
 
-A *neuron* is one output unit; the rules are in `neuron_rules.py`, scores per neuron in `scores.py`.
+A *neuron* is one output unit. The rules are in `rules.py`, scores per neuron in `scores.py`.
 """
 
 from bisect import bisect_right
@@ -33,7 +33,7 @@ class NeuronLayer:
         start: Flat number of its first neuron.
         stop: Flat number after its last neuron.
         shape: Shape of the parameter.
-        split: How to view the parameter as rows, see `neuron_rules.py`.
+        split: How to view the parameter as rows, see `rules.py`.
     """
 
     parameter: str
@@ -51,16 +51,16 @@ class NeuronLayer:
 class NeuronIndex:
     """The neurons of a model, numbered 0 to R - 1 in the order of its modules.
 
-    It holds names and shapes and no tensors, so it serves every model of the same architecture. A parameter
-    that several modules share is counted once, under the name and kind of the first of them; frozen
-    parameters count too. Quantised weights, and weights computed at each forward pass (weight_norm,
+    The index holds names and shapes but no tensors, so it is valid for every model of the same architecture. A
+    parameter that several modules share is counted once, under the name and kind of the first; frozen parameters
+    count too. Quantised weights, and weights computed at each forward pass (weight_norm,
     parametrizations), are not neurons.
 
     Args:
         model: The module to index.
         kinds: Kinds to keep, one or several; by default all but "norm", the scales of normalisation layers.
-        include: Glob patterns, one or several, for names of parameters or modules; what matches none goes.
-        exclude: Glob patterns, one or several, for names of parameters or modules; what matches any goes.
+        include: Glob patterns, one or several, for names of parameters or modules; only matching ones are kept.
+        exclude: Glob patterns, one or several, for names of parameters or modules; matching ones are left out.
 
     Attributes:
         layers: The parameters that hold the neurons, in order.
@@ -126,7 +126,7 @@ class NeuronIndex:
         if scope != "auto":
             return cls(model, kinds=scope, exclude=SHORTCUTS)
         index = cls(model, kinds=("conv", "linear", "attention"), exclude=SHORTCUTS)
-        # Layers, not weights: the classifier of VGG has six times the weights of its convolutions.
+        # Count layers, not weights: the classifier of VGG has six times the weights of its convolutions.
         convolutions = sum(layer.kind == "conv" for layer in index.layers)
         return index if 2 * convolutions < len(index.layers) else cls(model, kinds="conv", exclude=SHORTCUTS)
 
@@ -162,9 +162,8 @@ class NeuronIndex:
 def aligned_rows(layers: Sequence[NeuronLayer], sources: Mapping[str, Source]) -> list[list[Tensor]]:
     """`NeuronIndex.rows` of several sources, which must also agree on one device and one dtype.
 
-    The ops pair tensors by their place in memory, so a tensor of a later source in another memory format than
-    in the first (channels last) is copied into that one: only the rows of the first source are sure to share
-    memory with it.
+    The ops need equal strides, so a tensor of a later source is copied if its memory format differs from that in the
+    first source (channels last). Only the rows of the first source are guaranteed to share memory with it.
 
     Args:
         layers: The layers of an index.
@@ -231,7 +230,7 @@ def _find(
     for module_name, module in model.named_modules():
         for attribute, parameter, kind, split in neuron_parameters(module):
             name = f"{module_name}.{attribute}" if module_name else attribute
-            # Before any selection: which name a shared parameter has must not depend on what is asked for.
+            # Before any selection: the name of a shared parameter must not depend on the selection.
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))

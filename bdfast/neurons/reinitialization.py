@@ -1,4 +1,4 @@
-"""Removing neurons: zero their most changed sub-weights, or zero them whole."""
+"""Zeroing neurons: only their most changed sub-weights, or all of their weights."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from bdfast import ops
 from bdfast.neurons.index import NeuronIndex, Source, aligned_rows
 from bdfast.neurons.scores import NeuronScores, index_of
 
-# The published code ranks scores that went through a text file.
+# The published code ranks scores that were written to a text file with four decimals.
 OFFICIAL_DECIMALS = 4
 
 
@@ -22,7 +22,7 @@ class Reinitialized:
     Attributes:
         neurons: [R] bool, the neurons whose sub-weights were candidates, on the device of the model.
         threshold: The change from which on a sub-weight of these neurons was zeroed.
-        zeroed: Number of sub-weights that were zeroed; above the asked share if changes equal the threshold.
+        zeroed: Number of zeroed sub-weights; more than the requested share if several changes equal the threshold.
     """
 
     neurons: Tensor

@@ -1,8 +1,8 @@
-"""Which rows of which parameters are neurons: one rule per module type.
+"""Rules that say which rows of which parameters are neurons, one rule per module type.
 
-A rule names the parameters of a module that hold neurons and says how each is laid out: as a dimension (0 for
-Linear and Conv, whose rows already are the output units), or as a function from the parameter to views of it
-that have neurons in dimension 0. A view, not a copy: what is written to it must reach the parameter.
+A rule names the parameters of a module that hold neurons, and for each the dimension of the neurons (0 for Linear and
+Conv, whose rows already are the output units) or a function from the parameter to views of it with neurons in dimension
+0. These must be views, not copies, so that writing to them changes the parameter.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +66,7 @@ def neuron_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, st
 
     Only floating-point entries of the module's own parameter table count. That leaves out quantised weights,
     which have no arithmetic, and weights that are computed at each forward pass (weight_norm,
-    parametrizations, pruning masks), where a write would be undone by the next call.
+    parametrizations, pruning masks), where the next call would overwrite any change.
     """
     for module_type in type(module).__mro__:
         if module_type in _RULES:
@@ -96,7 +96,7 @@ def _transposed_convolution(module: nn.ConvTranspose2d) -> dict[str, Split]:
 
 
 def _transposed_groups(weight: Tensor, groups: int) -> list[Tensor]:
-    # [Cin, Cout / groups, ...]: each group maps its own slice of inputs to its own run of output channels.
+    # [Cin, Cout / groups, ...]: each group maps its own slice of inputs to its own range of output channels.
     return [group.transpose(0, 1) for group in weight.tensor_split(groups)]
 
 

@@ -1,4 +1,4 @@
-"""One number per neuron: how far it moved, how large its gradient is, and what stands out."""
+"""Scores per neuron: weight change, gradient norm, ranking and outliers."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ from bdfast import ops
 from bdfast.files import whole_file
 from bdfast.neurons.index import NeuronIndex, NeuronLayer, Source, aligned_rows, named_tensors
 
-# Makes the median absolute deviation of normal data estimate its standard deviation.
+# Factor from the median absolute deviation to the standard deviation of normal data.
 MAD_TO_SIGMA = 1.4826
 
 
@@ -60,7 +60,7 @@ class NeuronScores:
             ValueError: A score is NaN. The message names its layer.
         """
         self._check_no_nan()
-        # In float64 a float32 times 10^4 is exact, so this rounds as printing with four decimals does.
+        # In float64 a float32 times 10^4 is exact, so this rounds like printing with four decimals.
         keys = self.values if decimals is None else (self.values.double() * 10**decimals).round()
         return keys.sort(descending=True, stable=True).indices
 
@@ -132,7 +132,7 @@ class NeuronScores:
 def neuron_weight_change(
     model: Source, reference: Source, *, ord: float = 1, index: NeuronIndex | None = None
 ) -> NeuronScores:
-    """How far every neuron of `model` is from the same neuron of `reference`: the norm of the difference.
+    """The norm of the weight difference of every neuron between `model` and `reference`.
 
     With ord=1 this is the neuron weight change (NWC) of TSBD (Lin et al., NeurIPS 2024). It is not divided by
     the number of weights of a neuron, so wide neurons score higher.
@@ -153,7 +153,7 @@ def neuron_weight_change(
 
 
 def neuron_gradient_norm(model: nn.Module, *, ord: float = 1, index: NeuronIndex | None = None) -> NeuronScores:
-    """The norm of the gradient of every neuron's weights, as the last `backward()` left it in `.grad`.
+    """The norm of the gradient of every neuron's weights, taken from `.grad`.
 
     With ord=1 this is the neuron activeness of TSBD (Lin et al., NeurIPS 2024) for one batch. A parameter
     without a gradient scores 0.

@@ -1,4 +1,4 @@
-"""The multi-tensor operations on neurons; each takes the parameters of a whole model in one call.
+"""Multi-tensor operations on neurons; each takes the parameters of a whole model in one call.
 
 Letters used throughout: T tensors in a list, R rows (neurons) over the whole list in list order, C columns of
 a row. A *neuron* is one index of dimension 0, a *sub-weight* is one number of it, and the *change* of a

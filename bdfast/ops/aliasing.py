@@ -1,7 +1,7 @@
-"""Where tensors lie in memory: addresses that kernels cannot use, and memory that is reached in more than one way.
+"""Checks of memory: addresses that kernels cannot use, and overlap between the tensors of a call.
 
-What an op writes may be reached through nothing else in the call, with one exception: entry i of some lists may be the
-very tensor that entry i of `params` is. Everything else would give results that depend on the number of threads.
+Memory that an op writes must belong to one tensor of the call. There is one exception: in some lists, entry i may be
+the same tensor as entry i of `params`. Any other overlap would give results that depend on the number of threads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# PyTorch itself can copy a tensor whose address is no multiple of its item size. On a GPU the copy would be an error
-# that ends the CUDA context.
+# On these devices PyTorch can copy a tensor whose address is not a multiple of its item size. On a GPU such a copy
+# fails and makes the CUDA context unusable.
 COPIED_ON = ("cpu",)
-# How long to look for an element that two strided views share; beyond it they count as overlapping.
+# Limit on the search for an element that two strided views share. Beyond it they are treated as overlapping.
 _MAX_WORK = 10_000
 
 
 def address(x: Tensor) -> int | None:
-    """Of the first element; None where there is none: traced, fake, meta and wrapped tensors, and empty ones."""
+    """The address of the first element; None for empty, meta, fake, traced and wrapped tensors."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or not x.numel():
         return None
     try:
@@ -29,13 +29,13 @@ def address(x: Tensor) -> int | None:
 
 
 def as_readable(x: Tensor) -> Tensor:
-    """The tensor, or a copy where its numbers do not lie in memory as they are, each at a multiple of its size."""
+    """The tensor; a copy if it is a negated view or its address is not a multiple of its item size."""
     at = address(x)
     return x if at is None or (at % x.itemsize == 0 and not x.is_neg()) else x.clone()
 
 
 def check_address(op: str, name: str, x: Tensor) -> None:
-    """There is memory, and what lies at no multiple of the item size can be copied."""
+    """Refuse tensors without memory, and unaligned addresses that `as_readable` cannot copy."""
     at = address(x)
     if at == 0:
         raise ValueError(
@@ -49,7 +49,7 @@ def check_address(op: str, name: str, x: Tensor) -> None:
 
 
 class _Use(NamedTuple):
-    """One tensor of a call, and the addresses from its first byte to the one after its last."""
+    """One tensor of a call, with the address of its first byte and the address after its last byte."""
 
     begin: int
     end: int
@@ -71,7 +71,7 @@ def check_apart(
     same_as_first: Sequence[str] = (),
     vectors: Mapping[str, Tensor | None] | None = None,
 ) -> None:
-    """What is written shares no memory with anything else.
+    """Refuse overlap between memory that is written and the memory of any other tensor of the call.
 
     Args:
         op: Its name.
@@ -108,7 +108,7 @@ def _use(at: int, argument: str, place: int | None, x: Tensor, written: bool) ->
 
 
 def _check_pairs(op: str, uses: Sequence[_Use], order: Sequence[str]) -> None:
-    """The second look, at tensors whose ranges meet: views may lie between each other and share nothing."""
+    """Compare the tensors whose address ranges overlap: interleaved views may still share no element."""
     places = {name: place for place, name in enumerate(order)}
 
     def place(use: _Use) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _check_pairs(op: str, uses: Sequence[_Use], order: Sequence[str]) -> None:
         meeting = [(other, its_view) for other, its_view in meeting if other.end > use.begin]
         for other, its_view in meeting:
             if (use.written or other.written) and _may_share(view, its_view):
-                # What is only read is blamed, as a copy can replace it; else the later of the two.
+                # Name the tensor that is only read, because a copy can replace it; otherwise the later one.
                 shared.append(sorted((use, other), key=lambda x: (not x.written, place(x)), reverse=True))
         meeting.append((use, view))
     if shared:
@@ -130,11 +130,11 @@ def _check_pairs(op: str, uses: Sequence[_Use], order: Sequence[str]) -> None:
 
 
 def _may_share(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.may_share_memory(a, b, max_work=_MAX_WORK)  # type: ignore[arg-type]  # the stub knows two numbers
+    return np.may_share_memory(a, b, max_work=_MAX_WORK)  # type: ignore[arg-type]  # the stub allows only 0 and -1
 
 
 class _View:
-    """For numpy, which can tell whether two strided arrays share an element; it reads none."""
+    """Lets numpy decide whether two strided arrays share an element. It does not read the memory."""
 
     def __init__(self, use: _Use) -> None:
         self.__array_interface__ = {

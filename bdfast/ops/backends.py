@@ -1,7 +1,7 @@
-"""Which implementation of an op runs, and why another one does not.
+"""Selects the implementation of an op, and records why a backend is not available.
 
-The first backend of `ORDER` that is there and has the op is taken. `use_backend` or the environment variable
-BDFAST_BACKEND forces one. A backend loads when it is first needed, once, and a failure keeps its reason.
+The first backend of `ORDER` that is available and has the op is used. `use_backend` or the environment variable
+BDFAST_BACKEND forces one. A backend is loaded once, when it is first needed; if that fails, the reason is kept.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can be used, and if not, why and what to do."""
+    """Whether a backend can be used; if not, why not and what to do."""
 
     available: bool
     reason: str
@@ -137,7 +137,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: There is no backend of this name, or (from an op inside) it does not serve the device.
-        BackendUnavailable: It is not built or does not load; the message gives the reason.
+        BackendUnavailable: It is not built or does not load. The message gives the reason.
     """
     _require(name, "use_backend")
     token = _forced.set(name)
@@ -177,9 +177,9 @@ def select(op: str, tensor: Tensor) -> Kernel:
 
 
 def native(op: str, tensor: object) -> Kernel | None:
-    """The implementation of `op` for plain tensors like this one where it is not plain PyTorch, else None.
+    """The native implementation of `op` for tensors like this one; None if the PyTorch one is used.
 
-    Fake tensors, subclasses and compilers have to see `torch.ops.bdfast` instead.
+    None also for fake tensors, subclasses and under a compiler, which need `torch.ops.bdfast`.
     """
     if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return None

@@ -28,13 +28,13 @@ def run(
         op: Its name.
         lists: By the names of the arguments, in the order of the schema; None for one that was left out.
         *args: The other arguments.
-        check: Called with the lists that were passed; raises the error that explains a wrong argument.
+        check: Called with the lists that were passed. Raises the error that explains a wrong argument.
         empty: The result for lists without a tensor.
         written: Names of the lists that the op writes to.
     """
     passed = {name: tensors for name, tensors in lists.items() if tensors is not None}
     first = next(iter(passed.values()))
-    # A kernel takes an empty list for one that was left out.
+    # Kernels get an empty list for one that was left out, so an empty list that was passed needs the checks.
     kernel = backends.native(op, first[0]) if all(passed.values()) else None
     if kernel is not None:
         try:

@@ -19,7 +19,7 @@ def _warn(key: str, message: str) -> None:
 
 
 def warn_without_gradient(op: str, lists: Mapping[str, Sequence[Tensor] | None]) -> None:
-    """Warn where autograd would be expected to record an op. To be called by the op itself."""
+    """Warn if autograd would be expected to record this call. Must be called directly by the op."""
     if op in _given or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     for name, tensors in lists.items():
@@ -44,10 +44,10 @@ def warn_of_lost_step(
     rho: float,
     mode: str,
 ) -> None:
-    """Warn where rounding to a 16-bit dtype has undone a whole step. To be called by the op itself, after the step.
+    """Warn if rounding to a 16-bit dtype has undone a whole step. Must be called directly by the op, after the step.
 
-    A sample of each tensor is compared. On other devices than the CPU only the first step in each dtype is looked at,
-    as the host has to wait for the device.
+    Compares a sample of each tensor. On devices other than the CPU it checks only the first step in each dtype, because
+    the host has to wait for the device.
     """
     if not params or params[0].dtype not in (torch.bfloat16, torch.float16) or rho == 0 or "lost step" in _given:
         return
@@ -70,7 +70,7 @@ def warn_of_lost_step(
 def _is_lost(
     params: Sequence[Tensor], dirs: Sequence[Tensor], saved: Sequence[Tensor], norm: Tensor, mode: str
 ) -> bool:
-    """Whether nothing of the sample has moved, though it has a direction."""
+    """Whether no sampled weight has changed although some have a nonzero direction."""
     if not all(torch.equal(_sample(param), _sample(keep)) for param, keep in zip(params, saved, strict=True)):
         return False
     moving = ((norm > 0) & norm.isfinite()).expand(len(params)).tolist()
@@ -86,5 +86,5 @@ def _is_lost(
 
 
 def _sample(x: Tensor) -> Tensor:
-    """The first elements in memory, in which the rows are dense."""
+    """The first elements in memory order; the rows are dense."""
     return x.as_strided((min(x.numel(), _SAMPLE),), (1,))

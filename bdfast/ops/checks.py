@@ -1,7 +1,7 @@
-"""All checks of arguments, made once, before anything is read or written; `aliasing` has those of memory.
+"""Checks of arguments, made before anything is read or written; the checks of memory are in `aliasing`.
 
-Everything is compared in a few loops that cost a list comprehension each. Only where one of them has found something
-does a second loop look for the argument and the index.
+Fast comparisons of whole lists come first. Only if one of them fails, a slower loop finds the argument and the index
+for the message.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_list(op: str, name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors as a list; a lone tensor is refused, as it would silently be taken apart row by row."""
+    """The tensors as a list. A single tensor is refused, because iterating over it would yield its rows."""
     if isinstance(tensors, Tensor):
         raise TypeError(f"{op}: {name}: expected a list of tensors, got a single tensor; write [{name}].")
     return list(tensors)
@@ -84,7 +84,7 @@ def check_tensor(op: str, name: str, x: Tensor, dtype: torch.dtype, like: tuple[
 
 
 def check_writable(op: str, name: str, tensors: list[Tensor]) -> None:
-    """No element of a tensor lies in the memory of another element of it."""
+    """No two elements of a tensor share memory."""
     for i, x in enumerate(tensors):
         if not x.is_contiguous() and _may_overlap(x):
             raise ValueError(
@@ -94,7 +94,7 @@ def check_writable(op: str, name: str, tensors: list[Tensor]) -> None:
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """One of the words that an option knows."""
+    """The value is one of the choices of the option."""
     if value not in choices:
         raise ValueError(
             f"{op}: {name}: expected one of {', '.join(choices)}, got {value!r}; {nearest(str(value), choices)}"
@@ -102,7 +102,7 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
 
 
 def rows_are_dense(x: Tensor) -> bool:
-    """Whether each row is one block of memory, in any order inside, and the blocks follow each other."""
+    """Whether each row is one contiguous block of memory, in any order inside, and the blocks are adjacent."""
     if x.is_contiguous():
         return True
     columns = x.numel() // x.shape[0]
@@ -110,10 +110,10 @@ def rows_are_dense(x: Tensor) -> bool:
 
 
 def make_readable(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tensor, Tensor]]:
-    """Replace what no kernel can read (transposed views, odd addresses, negated views) by copies.
+    """Replace tensors that no kernel can read (transposed views, unaligned addresses, negated views) by copies.
 
     Returns:
-        (original, copy) of what was replaced in the lists named in `written`, to copy the results back.
+        (original, copy) for each replaced tensor of the lists named in `written`, to copy the results back.
     """
     copied = []
     for i, lead in enumerate(next(iter(lists.values()))):
@@ -129,12 +129,12 @@ def make_readable(lists: Lists, written: Sequence[str] = ()) -> list[tuple[Tenso
 
 
 def strides(x: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of the dimensions in which there is a step to make; none in a tensor without elements."""
+    """(stride, size) of the dimensions with more than one index; empty for a tensor without elements."""
     return [(stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1 and x.numel()]
 
 
 def _span(strides: list[tuple[int, int]]) -> int | None:
-    """The length of the block of memory that these dimensions fill without a gap, else None."""
+    """The length of the contiguous memory block that these dimensions fill; None if they leave gaps."""
     span = 1
     for stride, size in sorted(strides):
         if stride != span:

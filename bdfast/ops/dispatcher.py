@@ -12,8 +12,8 @@ from bdfast.ops.schema import SCHEMAS
 
 
 def count_versions(lists: Iterable[Sequence[Tensor]]) -> None:
-    """Below autograd nobody counts versions of what is written in place, and a stale graph would go unnoticed."""
-    torch.autograd.graph.increment_version(list(chain.from_iterable(lists)))  # passes over inference tensors
+    """Increment the version counters of tensors written in place, so that autograd detects outdated graphs."""
+    torch.autograd.graph.increment_version(list(chain.from_iterable(lists)))  # ignores inference tensors
 
 
 def _dispatcher(op: str) -> Callable[..., Tensor | None]:

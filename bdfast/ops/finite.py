@@ -1,4 +1,4 @@
-"""Gradients that are NaN or infinite, caught before they reach the weights."""
+"""Checks for NaN and infinite gradients, made before the weights are updated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bdfast.ops.neuron_norms_op import neuron_norms
 
 
 def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
-    """Stop before a step that would spread NaN or infinity into the weights.
+    """Raise before a step that would write NaN or infinity into the weights.
 
     Reads every gradient once and waits for the device.
 
     Raises:
-        FloatingPointError: Names the first parameter whose gradient is not finite.
+        FloatingPointError: A gradient is not finite. The message names the first such parameter.
     """
     named = [(name, parameter.grad) for name, parameter in named_params if parameter.grad is not None]
     check_finite([gradient for _, gradient in named], lambda index: named[index][0])
@@ -27,7 +27,7 @@ def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
 def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
     """The same for any tensors, which the message calls `what`; `name(index)` returns the name for the error."""
     for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():
-        # A sum over each neuron: the fused op makes these at the speed of the memory, `_foreach_norm` well below it.
+        # One sum per neuron: the fused op reaches the memory bandwidth, `_foreach_norm` does not.
         sums = neuron_norms([with_rows(tensors[place]) for place in places], ord=1)
         if bool(sums.isfinite().all()):
             continue

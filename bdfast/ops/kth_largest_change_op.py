@@ -9,27 +9,27 @@ from bdfast.ops import calling, cautions, checks
 
 
 def kth_largest_change(xs: Iterable[Tensor], refs: Iterable[Tensor], neurons: Tensor, q: int) -> Tensor:
-    """The q-th largest change among the sub-weights of the selected neurons, exactly, without sorting.
+    """The exact q-th largest change among the sub-weights of the selected neurons, without sorting.
 
     Args:
         xs: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
         refs: T tensors with the shapes and strides of `xs`.
         neurons: [R] bool, True for the neurons that take part, in list order.
-        q: From 1, the largest change, to the number of sub-weights of the selected neurons.
+        q: 1 (the largest change) to the number of sub-weights of the selected neurons.
 
     Returns:
         [] float32 on the device of `xs`: one of the changes. NaN counts as the largest, as in `torch.sort`.
-        Backends cuda and triton give NaN for a `q` beyond the selected sub-weights, as checking it would make the
-        host wait for the device. It has no gradient; a tensor that requires one, outside of `torch.no_grad()`, is
-        warned of once.
+        Backends cuda and triton return NaN if `q` exceeds the number of selected sub-weights: a check would make the
+        host wait for the device. The result has no gradient; a warning is given once if a tensor requires one outside
+        of `torch.no_grad()`.
 
     Raises:
-        ValueError: `q` is out of range, a mask of another length, or lists that differ in length, shape,
-            strides or device.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        ValueError: `q` is out of range, the mask has another length, or lists differ in length, shape, strides or
+            device.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
-        Equal on all backends, to the bit. This is the threshold of the sub-weight reinitialisation in TSBD
+        Equal bits on all backends. This is the threshold of the sub-weight reinitialisation in TSBD
         (Lin et al., NeurIPS 2024), with q = floor(m * sub-weights of the selected neurons).
         Backends: cpu, cuda, triton, torch.
     """

@@ -1,4 +1,4 @@
-"""Parameters as the ops take them: lists of one dtype and device, each tensor beside others of its strides."""
+"""Helpers that prepare lists for the ops: one dtype and device per list, equal strides at each index."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
 
 
 def kind(x: Tensor) -> Key:
-    """What all tensors of one call have to share."""
+    """Dtype and device, which must be the same for all tensors of one call."""
     return x.dtype, x.device
 
 
 def with_rows(x: Tensor) -> Tensor:
-    """The tensor; a view with one row of one that has no dimension, such as a learnt temperature."""
+    """The tensor; a tensor without dimensions (such as a learnt temperature) as a view with one row."""
     return x.view(1) if x.ndim == 0 else x
 
 
 def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
-    """`x`, or a copy with the strides and dtype of `like`, where it has others."""
+    """`x`, or a copy with the strides and dtype of `like` if those of `x` differ."""
     if x.layout is not torch.strided:
         x = x.to_dense()
     if x.dtype == like.dtype and (x.stride() == like.stride() or strides(x) == strides(like)):
@@ -42,7 +42,7 @@ def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def euclidean(norms: Sequence[Tensor]) -> Tensor:
-    """The norm of what has these norms, on the device of the first."""
+    """The norm of the concatenation of tensors with these norms, on the device of the first."""
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
@@ -61,18 +61,18 @@ def norm_along(mode: str, params: list[Tensor], dirs: list[Tensor]) -> Tensor:
 
 
 def owned(gradient: Tensor) -> Tensor:
-    """A gradient that the next backward pass does not write to: DDP may keep all of them in one buffer."""
+    """A gradient that the next backward pass does not overwrite: DDP may keep all gradients in one buffer."""
     shared = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
     return gradient.clone() if shared else gradient
 
 
 def or_zeros(x: Tensor | None, param: Tensor) -> Tensor:
-    """`x` laid out like the parameter, or zeros."""
+    """`x` with the strides and dtype of the parameter; zeros if `x` is None."""
     return torch.zeros_like(param.detach()) if x is None else laid_out_like(x, param)
 
 
 def name_of(groups: Sequence[dict[str, Any]], params: Sequence[Tensor], chosen: int) -> str:
-    """The name of a parameter, or its place in the groups of an optimizer that was not given names."""
+    """The name of a parameter; its position in the param groups if the optimizer was not given names."""
     places = ((i, j) for i, group in enumerate(groups) for j, x in enumerate(group["params"]) if x is params[chosen])
     i, j = next(places)
     return str(groups[i]["param_names"][j] if "param_names" in groups[i] else f"param_groups[{i}]['params'][{j}]")

@@ -1,4 +1,4 @@
-"""`neuron_norms`: how far every neuron moved, or how strong its gradient is."""
+"""`neuron_norms`: the norm of the change, or of the gradient, of every neuron."""
 
 import math
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, 
         ord: 1, 2 or inf.
 
     Returns:
-        [R] float32 on the device of `xs`; 0 for rows without columns. It has no gradient. A tensor that requires one,
-        outside of `torch.no_grad()`, is warned of once.
+        [R] float32 on the device of `xs`; 0 for rows without columns. The result has no gradient; a warning is given
+        once if a tensor requires one outside of `torch.no_grad()`.
 
     Raises:
         ValueError: `ord` is another number, or lists differ in length, shape, strides or device.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
-        Differences and sums are float32, in a fixed order: repeatable bit for bit on one backend and machine,
-        whatever the thread count; backends differ by a few ulp. A NaN stays in its row. `ord=2` squares, so
+        Differences and sums are float32, in a fixed order: the same bits on one backend and machine for any thread
+        count; backends differ by a few ulp. A NaN affects only its row. `ord=2` squares, so
         changes beyond 1e19 overflow to inf. With `ord=1` and the weights before and after unlearning this is
         the neuron weight change of TSBD (Lin et al., NeurIPS 2024), with gradients its neuron activeness.
         Backends: cpu, cuda, triton, torch.

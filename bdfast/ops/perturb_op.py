@@ -1,4 +1,4 @@
-"""`perturb_`: step away from the weights, and remember where they were."""
+"""`perturb_`: save the weights and move them along a direction."""
 
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -9,10 +9,10 @@ from torch import Tensor
 from bdfast.ops import aliasing, calling, cautions, checks
 
 Mode = Literal["sam", "asam", "path"]
-"""What a direction is made of: the gradient, the gradient times the squared weight, or the way to other weights."""
+"""The direction: the gradient, the gradient times the squared weight, or the difference to other weights."""
 
 Scope = Literal["global", "tensor"]
-"""Whether the radius holds for the whole model, or for every tensor by itself."""
+"""Whether the radius applies to the whole model or to each tensor separately."""
 
 
 def perturb_(
@@ -32,33 +32,33 @@ def perturb_(
 
     * "sam": d = x, norm = ||x||; Foret et al., "Sharpness-aware minimization" (ICLR 2021), eq. 2.
     * "asam": d = p^2 x, norm = ||p x||; Kwon et al., "ASAM" (ICML 2021), eq. 10, without its eta; FT-SAM's step.
-    * "path": d = x - p, norm = ||x - p||; the way back to the weights x of PAM (arXiv 2410.09838).
+    * "path": d = x - p, norm = ||x - p||; PAM's step towards the weights x (arXiv 2410.09838).
 
-    Where the norm is zero or not finite nothing moves; look at the returned value to tell.
+    If the norm is zero or not finite, the weights do not move; the returned norm shows it.
 
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
         dirs: T tensors with the shapes and strides of `params`: gradients, or the weights to move towards. Each may be
             the same tensor as `params[i]`.
         saved: T tensors with the shapes and strides of `params`, overwritten; `sharp_step_` starts from them.
-        rho: Length of the step, in the units of the weights. Where rounding to a 16-bit dtype undoes the whole step, a
-            warning is given once.
+        rho: Length of the step, in the units of the weights. A warning is given once if rounding to a 16-bit dtype
+            undoes a whole step.
         mode: See above.
         scope: "global": one norm over all tensors; "tensor": each tensor moves by rho along its own direction.
         eps: Added to the norm.
-        norm: The norm where it is known already, float32 of the shape that is returned: saves a pass over memory.
-            `sharp_step_` gives the one for the next step along a path.
+        norm: The norm if it is already known, float32 of the returned shape: saves a pass over memory. For steps along
+            a path, `sharp_step_` returns its square.
 
     Returns:
         [] float32 for "global", [T] for "tensor": the norm, on the device of `params`.
 
     Raises:
-        ValueError: An unknown mode or scope, lists that differ in length, shape, strides or device, a norm of another
-            shape, or memory of `params` or `saved` that is reached in another way too. Nothing has been changed then.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        ValueError: The mode or scope is unknown, lists differ in length, shape, strides or device, the norm has another
+            shape, or another tensor overlaps `params` or `saved`. Nothing was changed then.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
-        Sums in a fixed order: repeatable bit for bit on one backend and machine, whatever the thread count. 20 bytes
+        Sums are taken in a fixed order: the same bits on one backend and machine for any thread count. Moves 20 bytes
         per float32 parameter, 16 with `norm`, 24 for "asam" and "path".
         Backends: cpu, cuda, triton, torch.
     """

@@ -1,7 +1,7 @@
-"""The meaning of every op in plain PyTorch: backend `torch`, for any device and any strides.
+"""The definition of every op in plain PyTorch: backend `torch`, for any device and any strides.
 
-float32, bfloat16 and float16 tensors are computed in float32, float64 tensors in float64; the latter is the
-truth that the tests measure every backend against.
+float32, bfloat16 and float16 tensors are computed in float32, float64 tensors in float64. The tests compare every
+backend with the float64 results.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def neuron_norms(xs: Sequence[Tensor], refs: Sequence[Tensor], ord: float) -> Te
     norms = []
     for i, x in enumerate(xs):
         rows = _changes(x, refs[i] if refs else None)
-        # Not linalg.vector_norm, which adds float32 up in one go: 9 % off for 10^7 equal numbers.
+        # Not linalg.vector_norm, which sums float32 sequentially: 9 % error for 10^7 equal numbers.
         if ord == 1:
             norms.append(rows.sum(1))
         elif ord == 2:
@@ -58,7 +58,7 @@ def zero_changed_(
     """Zero where the change is at least `tau`, and where both are NaN; returns how many were selected."""
     selected = torch.zeros((), dtype=torch.int64, device=neurons.device)
     for param, x, ref, mask in zip(params, xs, refs, _by_tensor(neurons, xs), strict=True):
-        # In the precision of tau: a float32 tau rounded from a float64 change must still find that change.
+        # In the precision of tau: a float32 tau rounded from a float64 change must still select that change.
         change = _changes(x, ref).to(tau.dtype)
         chosen = mask[:, None] & ((change >= tau) | (change.isnan() & tau.isnan()))
         param.masked_fill_(chosen.reshape(param.shape), 0)
@@ -98,7 +98,7 @@ def perturb_(
     for param, x, keep, factor in zip(params, dirs, saved, scale, strict=True):
         keep.copy_(param)
         step = direction(param, x, 2) * factor
-        # 0 * inf is NaN, and what does not move keeps its bits.
+        # 0 * inf is NaN, and weights that do not move must keep their bits.
         param.copy_(torch.where(factor == 0, _wide(param), _wide(param) + step))
     return norm
 

@@ -20,13 +20,13 @@ def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
         scale: [R] float32 on the device of `params`.
 
     Raises:
-        ValueError: A scale of another length or on another device, or memory in `params` that is reached
-            twice, in `params` or through `scale`. Nothing has been changed then.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        ValueError: The scale has another length or device, or another tensor overlaps `params`. Nothing was changed
+            then.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
-        The product is taken in float32 and rounded once; equal on all backends, to the bit. As in any
-        multiplication 0 times NaN or inf is NaN.
+        The product is taken in float32 and rounded once; equal bits on all backends. As in any multiplication, 0 times
+        NaN or inf is NaN.
         Backends: cpu, cuda, triton, torch.
     """
     op = "scale_neurons_"

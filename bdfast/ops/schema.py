@@ -1,8 +1,8 @@
-"""The schemas and fakes of all ops, the only place that declares them.
+"""The schemas and fake implementations of all ops, declared only here.
 
-`torch.ops.bdfast.<op>` runs the implementation that `dispatcher.py` selects. Every native backend has a namespace of
-its own with the same schemas (`torch.ops.bdfast_cpu.<op>`), so that all stay callable side by side. Native code only
-implements. Arguments are checked by the public functions, not here.
+`torch.ops.bdfast.<op>` runs the implementation that `dispatcher.py` selects. Every native backend has its own namespace
+with the same schemas (`torch.ops.bdfast_cpu.<op>`), so that all backends stay callable. Native code only registers
+implementations. The public functions check the arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ SCHEMAS = {
     "kth_largest_change": "(Tensor[] xs, Tensor[] refs, Tensor neurons, int q) -> Tensor",
     "zero_changed_": ("(Tensor(a!)[] params, Tensor[] xs, Tensor[] refs, Tensor neurons, Tensor tau) -> Tensor"),
     "scale_neurons_": "(Tensor(a!)[] params, Tensor scale) -> ()",
-    "perturb_": (  # `kind` is the public `mode`: torch's tracing has an argument of that name itself
+    "perturb_": (  # `kind` is the public `mode`, a name that torch's tracing uses for itself
         "(Tensor(a!)[] params, Tensor[] dirs, Tensor(b!)[] saved, Tensor? norm, float rho, str kind, str scope, "
         "float eps) -> Tensor"
     ),
@@ -75,7 +75,7 @@ FAKES: dict[str, Callable[..., Tensor | None]] = {
 
 def _native_fake(op: str) -> Callable[..., Tensor | None]:
     def fake(tensors: list[Tensor], *args: object) -> Tensor | None:
-        # The dispatcher comes here with real tensors too, when a single one among them is on meta.
+        # The dispatcher also calls this with real tensors if one of them is on meta.
         if type(tensors[0]) in (Tensor, torch.nn.Parameter) and not tensors[0].is_meta:
             raise RuntimeError(f"{op}: some tensors are on meta, others are not; call the functions in bdfast.ops")
         return FAKES[op](tensors, *args)
@@ -83,7 +83,7 @@ def _native_fake(op: str) -> Callable[..., Tensor | None]:
     return fake
 
 
-# The strides were checked before the call, and a compiler must not change them afterwards.
+# The strides are checked before the call, so a compiler must not change them afterwards.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 for _op, _schema in SCHEMAS.items():

@@ -1,4 +1,4 @@
-"""`sharp_step_`: from perturbed weights back to the saved ones and on, in one pass."""
+"""`sharp_step_`: restore the saved weights and take an SGD step from them, in one pass."""
 
 from collections.abc import Iterable
 
@@ -24,7 +24,7 @@ def sharp_step_(
     maximize: bool = False,
     reference: Iterable[Tensor] | None = None,
 ) -> Tensor | None:
-    """One step of SGD from the saved weights, with a mix of two gradients; restores and updates in one pass.
+    """Take one SGD step from the saved weights, with a mix of two gradients, in one pass over memory.
 
     With w = saved[i], g1 = first_grads[i], g2 = grads[i], b = momentum_buffers[i], as in `torch.optim.SGD`:
 
@@ -34,7 +34,7 @@ def sharp_step_(
 
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
-            Overwritten; what they held, such as perturbed weights, is not read.
+            Overwritten; their old values, such as perturbed weights, are not read.
         saved: T tensors with the shapes and strides of `params`: the weights to start from, see `perturb_`. Each may
             be the same tensor as `params[i]`, for a plain step.
         grads: T tensors alike: the gradients g2.
@@ -42,23 +42,23 @@ def sharp_step_(
             first step `torch.optim.SGD` ignores `dampening`, so pass 0 there.
         lr: Learning rate.
         momentum: Factor on the buffers.
-        dampening: What the gradient is held back by on its way into the buffers.
+        dampening: The gradient enters the buffers with factor 1 - dampening.
         nesterov: Nesterov momentum.
         weight_decay: L2 penalty, on the saved weights.
         first_grads: T tensors alike: the gradients g1 at the saved weights; needed with alpha other than 1.
-        alpha: Share of g2.
-        maximize: Ascend, for unlearning.
-        reference: T tensors alike, to return the distance to.
+        alpha: Weight of g2 in the mix.
+        maximize: Gradient ascent, for unlearning.
+        reference: T tensors alike; the distance to them is returned.
 
     Returns:
         [] float32, the squared distance of the new weights to `reference`, before they are rounded to a 16-bit dtype;
         its square root is the `norm` of the next `perturb_` along the path. None without `reference`.
 
     Raises:
-        ValueError: Lists that differ in length, shape, strides or device, a list that an option needs is missing or
-            one that no option uses was passed, or memory of `params` or `momentum_buffers` that is reached in another
-            way too. Nothing has been changed then.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        ValueError: Lists differ in length, shape, strides or device, a list that an option needs is missing, one that
+            no option uses was passed, or another tensor overlaps `params` or `momentum_buffers`. Nothing was changed
+            then.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
         Computed in float32 and rounded once (float64 tensors in float64). 20 bytes per float32 parameter with momentum,

@@ -1,4 +1,4 @@
-"""`zero_changed_`: reset the sub-weights that changed most."""
+"""`zero_changed_`: zero the sub-weights that changed most."""
 
 from collections.abc import Iterable
 
@@ -18,8 +18,7 @@ def zero_changed_(
     """Set to zero, in place, every sub-weight of the selected neurons whose change is at least `tau`.
 
     params[i][j, ...] = 0 where neurons[r] and abs(xs[i][j, ...] - refs[i][j, ...]) >= tau. Ties with `tau`
-    are zeroed as well. A NaN change is not at least any number, so it is left alone, unless `tau` itself is
-    NaN: then the NaN changes are the ones that are zeroed.
+    are zeroed as well. Sub-weights with a NaN change are kept, unless `tau` is NaN: then exactly these are zeroed.
 
     Args:
         params: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.
@@ -33,12 +32,12 @@ def zero_changed_(
         [] int64 on the device of `params`: the number of sub-weights that were selected, zero before or not.
 
     Raises:
-        ValueError: Lists that differ in length, shape, strides or device, a mask of another length, or memory
-            of `params` that is reached in another way too. Nothing has been changed then.
-        TypeError: A wrong dtype or layout, or no tensor at all. The messages name the index.
+        ValueError: Lists differ in length, shape, strides or device, the mask has another length, or another tensor
+            overlaps `params`. Nothing was changed then.
+        TypeError: A dtype or layout is wrong, or an entry is not a tensor. The messages name the index.
 
     Notes:
-        Equal on all backends, to the bit. The zero reinitialisation of TSBD (Lin et al., NeurIPS 2024).
+        Equal bits on all backends. The zero reinitialisation of TSBD (Lin et al., NeurIPS 2024).
         Backends: cpu, cuda, triton, torch.
     """
     op = "zero_changed_"

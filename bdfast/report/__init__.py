@@ -1,4 +1,4 @@
-"""A report for people: one self-contained HTML file, and its figures as PNG files beside it."""
+"""Reports: one self-contained HTML file, and its figures as PNG files in the same folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Lists of tensors as flat memory, for ops that treat every element alike: rows play no part here.
+// Lists of tensors as flat memory, for elementwise ops that need no rows.
 #pragma once
 
 #include <array>
@@ -9,16 +9,16 @@
 
 namespace bdfast {
 
-// Entry i of N lists: the first elements, in the order of the lists; null where a list was left out.
+// Addresses of entry i in N lists, in the order of the lists; null for a list that was left out.
 template <size_t N>
 struct FlatLists {
   std::vector<std::array<void*, N>> entries;
   std::vector<Piece> pieces;
   ScalarType dtype;
-  bool streamed;  // whether what is written without having been read bypasses the caches
+  bool streamed;  // whether memory that is written without being read bypasses the caches
 };
 
-// The lists were checked. Those that are written stay const here, as tensors are handles.
+// The lists were checked. Written lists are const here too, because entries are handles.
 template <size_t N>
 FlatLists<N> make_flat(ScalarType dtype, const std::array<const List*, N>& lists) {
   FlatLists<N> flat{std::vector<std::array<void*, N>>(lists[0]->size()), {}, dtype, false};

@@ -1,6 +1,6 @@
-// kth_largest_change: exact selection in one pass over the selected rows, almost always. A sample brackets the answer;
-// the pass counts what lies above the bracket and collects what lies in it. Where too much does (ties), or the sample
-// misled, the answer is found digit by digit from histograms instead, with no memory beyond them.
+// kth_largest_change: exact selection, usually in one pass over the selected rows. A sample gives a bracket around the
+// answer; the pass counts the keys above the bracket and collects those inside. If too many are inside (ties), or the
+// answer is outside, it is found digit by digit from histograms instead, without further memory.
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -17,7 +17,7 @@
 namespace bdfast {
 namespace {
 
-// The key of a change is its bits: they order like the absolute values, with NaN above all.
+// The key of a change is its bit pattern, which has the order of the absolute values, with NaN above all.
 constexpr uint32_t kLargestKey = 0x7fffffff;
 constexpr int64_t kBatch = 1024;
 constexpr int64_t kSample = 16384;
@@ -37,7 +37,7 @@ constexpr size_t kBins = 1 << 11;
 
 using Histogram = std::array<int64_t, kBins>;
 
-// The bin of the q-th largest, which is the new q-th largest there.
+// The bin that holds the q-th largest key; q becomes its rank inside the bin.
 size_t descend(const Histogram& histogram, size_t bins, int64_t& q) {
   size_t bin = bins - 1;
   for (; q > histogram[bin]; bin--) q -= histogram[bin];
@@ -68,7 +68,7 @@ BDFAST_VECTORISED void keys_of(ScalarType dtype, const Block& block, int64_t beg
   });
 }
 
-// Calls body(keys, n) on batches of the keys of these pieces.
+// Calls body(keys, n) for batches of the keys of these pieces.
 template <class Body>
 void for_batches(const Pool& pool, int64_t first, int64_t last, Body body) {
   uint32_t keys[kBatch];
@@ -82,7 +82,7 @@ void for_batches(const Pool& pool, int64_t first, int64_t last, Body body) {
   }
 }
 
-// Evenly spaced keys, and where among them, sorted, the q-th largest of all should be, give or take four sigma.
+// A bracket for the q-th largest key, four standard deviations wide on each side, from evenly spaced samples.
 Bracket bracket_by_sample(const Pool& pool, int64_t q) {
   int64_t stride = std::max<int64_t>(1, pool.size / kSample);
   std::vector<uint32_t> sample;
@@ -107,7 +107,7 @@ Bracket bracket_by_sample(const Pool& pool, int64_t q) {
   return {last < size ? largest(last) : 0, first >= 0 ? largest(first) : kLargestKey};
 }
 
-// Collects the keys inside the bracket, and counts those above. Few are inside: a group tells by one bit each.
+// Collects the keys inside the bracket and counts those above. Few are inside: each group has a bit mask of them.
 template <class E>
 inline int64_t keep_inside(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, Bracket bracket,
                            uint32_t* kept, int64_t& above) {
@@ -145,7 +145,7 @@ BDFAST_VECTORISED int64_t keep_inside(ScalarType dtype, const Block& block, int6
   });
 }
 
-// The q-th largest of keys in the bracket: a histogram leaves few to choose from.
+// The q-th largest of the keys in the bracket: a histogram narrows the search to one bin.
 uint32_t largest(uint32_t* begin, uint32_t* end, Bracket bracket, int64_t q) {
   int shift = 0;
   while ((bracket.upper - bracket.lower) >> shift >= kBins) shift++;
@@ -178,7 +178,7 @@ std::optional<uint32_t> select_inside(const Pool& pool, Bracket bracket, int64_t
   return largest(collected.get(), collected.get() + inside, bracket, q - above);
 }
 
-// Counts the digit of those keys that begin with the digits found so far.
+// Histogram of the next digit of the keys that begin with the digits found so far.
 Histogram histogram_of(const Pool& pool, Digit digit, uint32_t found) {
   Histogram histogram{};
   std::mutex mutex;

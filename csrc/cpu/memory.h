@@ -1,4 +1,4 @@
-// How the loops ask for memory before they need it, and write what nobody reads soon.
+// Prefetching, large pages and streaming stores.
 #pragma once
 
 #include <algorithm>
@@ -15,22 +15,22 @@
 namespace bdfast {
 
 constexpr int64_t kLineBytes = 64;
-// The processor's own look ahead ends at the page. 512 to 2048 bytes are about as good as each other here.
+// The hardware prefetcher stops at the page boundary. Distances of 512 to 2048 bytes were about equally fast.
 constexpr int64_t kAheadBytes = 1024;
-// Lists below this stay in the caches from one pass to the next, if they are left there.
+// Smaller lists stay in the caches between passes, so they are written with ordinary stores.
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
-// So many elements lie between a loop and the stream that takes its results.
+// Elements in the buffer between a loop and the streaming stores.
 constexpr int64_t kStreamElements = 256;
 
-// Asks for the lines of x[0] to x[n - 1], further on. Beyond the end of an array this asks for nothing.
+// Prefetches the cache lines kAheadBytes after x[0] to x[n - 1]. Beyond the end of an array this has no effect.
 template <class T>
 inline void fetch_ahead(const T* x, int64_t n) {
   const char* at = reinterpret_cast<const char*>(x) + kAheadBytes;
   for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += kLineBytes) __builtin_prefetch(at + byte);
 }
 
-// For large memory that is new: the system has to clear and map every page of it at the first write, and takes longer
-// for that than the op for its work, unless the pages are large too. Only a request: nothing is changed where it fails.
+// For large new memory. The system clears and maps each page at the first write; with 4 kB pages this takes longer than
+// the op itself. If the request fails, nothing changes.
 inline void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
@@ -41,7 +41,7 @@ inline void ask_for_large_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// A copy past the caches: what is overwritten is not read first, as a store otherwise does. Ends with end_of_stream.
+// Copies with stores that bypass the caches, so the old contents are not read first. Call end_of_stream afterwards.
 template <class T>
 inline void stream(T* to, const T* from, int64_t n) {
 #if defined(__SSE2__)
@@ -61,7 +61,7 @@ inline void stream(T* to, const T* from, int64_t n) {
 #endif
 }
 
-// Makes what was streamed visible to other threads.
+// Makes streamed data visible to other threads.
 inline void end_of_stream() {
 #if defined(__SSE2__)
   _mm_sfence();

@@ -30,7 +30,7 @@ inline float term(const typename E::Stored* x, const typename E::Stored* ref, in
   return kNorm == Norm::kSum ? d : d * d;
 }
 
-// The bits of floats without a sign are in the order of their values, with NaN above all.
+// The bit patterns of non-negative floats have the order of their values, with NaN above all.
 template <bool kHasRef, class E>
 inline float largest(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
   uint32_t bits = 0;
@@ -39,7 +39,7 @@ inline float largest(const typename E::Stored* x, const typename E::Stored* ref,
   return float_of(bits);
 }
 
-// A part of a row, or all of it: the sum, the sum of squares or the largest.
+// The sum, the sum of squares or the maximum of a row or a part of it.
 template <Norm kNorm, bool kHasRef, class E>
 inline double measure(const typename E::Stored* x, const typename E::Stored* ref, int64_t n) {
   if constexpr (kNorm == Norm::kLargest) return largest<kHasRef, E>(x, ref, n);
@@ -86,7 +86,7 @@ BDFAST_VECTORISED double measure_part(Norm norm, ScalarType dtype, const Block& 
   });
 }
 
-// The norms of whole rows, from the one that begins at `begin` on.
+// The norms of `count` whole rows, the first of which begins at `begin`.
 BDFAST_VECTORISED void measure_rows(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t count,
                                     float* out) {
   int64_t columns = block.columns;
@@ -98,7 +98,7 @@ BDFAST_VECTORISED void measure_rows(Norm norm, ScalarType dtype, const Block& bl
   });
 }
 
-// Rows of fewer than kLanes columns: wide vectors would cost more than the row.
+// Rows of fewer than kLanes columns, which are too short for wide vectors.
 void measure_narrow_rows(Norm norm, ScalarType dtype, const Block& block, int64_t begin, int64_t count, float* out) {
   int64_t columns = block.columns;
   with_norm(norm, dtype, block, [=](auto kind, const auto* x, const auto* ref) {
@@ -109,8 +109,8 @@ void measure_narrow_rows(Norm norm, ScalarType dtype, const Block& block, int64_
   });
 }
 
-// Rows of a single column: the norm is the change itself. sqrt(d * d), with both operations rounded, is exactly d as
-// well, unless d * d is beyond the normal numbers.
+// Rows of one column: the norm is the change d itself. With both operations rounded, sqrt(d * d) is exactly d too,
+// unless d * d overflows or is subnormal.
 template <Norm kNorm, bool kHasRef, class E>
 inline void measure_single(const typename E::Stored* x, const typename E::Stored* ref, int64_t n, float* out) {
   in_lanes(0, n, [=](int64_t i) { out[i] = change<kHasRef, E>(x, ref, i); }, x, ref);
@@ -149,7 +149,7 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
   float* out = static_cast<float*>(result.mutable_data_ptr());
   ask_for_large_pages(out, blocks.rows * static_cast<int64_t>(sizeof(float)));
   for (const Block& block : blocks.list) {
-    if (block.columns == 0) std::fill_n(out + block.first_row, block.rows, 0.0f);  // no piece reaches these
+    if (block.columns == 0) std::fill_n(out + block.first_row, block.rows, 0.0f);  // rows that no piece covers
   }
 
   std::vector<Piece> pieces = cut(blocks, EveryRow{});
@@ -170,7 +170,7 @@ Tensor neuron_norms(const List& xs, const List& refs, double ord) {
     }
   });
 
-  // Rows that were cut into several pieces, in the order of the pieces.
+  // Rows that were split into several pieces, in the order of the pieces.
   double total = 0;
   for (size_t p = 0; p < pieces.size(); p++) {
     const Block& block = blocks.list[pieces[p].entry];

@@ -1,4 +1,4 @@
-// perturb_: save the weights and move them by rho along a direction, whose norm is taken first.
+// perturb_: compute the norm of the direction, save the weights, and move them by rho along the direction.
 #include <optional>
 #include <string>
 
@@ -16,7 +16,7 @@ Mode mode_of(const std::string& mode) {
   return mode == "path" ? Mode::kPath : Mode::kSam;
 }
 
-// What the norm is taken of.
+// The quantity whose norm is computed.
 template <Mode kMode>
 inline float normed(float param, float x) {
   if (kMode == Mode::kPath) return x - param;
@@ -88,7 +88,7 @@ BDFAST_VECTORISED void step_piece(Mode mode, ScalarType dtype, void* params, con
         int64_t count = std::min(kStreamElements, end - at);
         T* param = static_cast<T*>(params) + at;
         save(static_cast<T*>(saved) + at, param, count, streamed);
-        // Not a step of length 0: where the norm is not finite, some direction is not, and 0 times it is NaN.
+        // Not a step of length 0: if the norm is not finite, neither is some direction, and 0 times it is NaN.
         if (factor != 0) step<kMode, E>(param, static_cast<const T*>(dirs) + at, count, factor);
       }
     });
@@ -96,7 +96,7 @@ BDFAST_VECTORISED void step_piece(Mode mode, ScalarType dtype, void* params, con
   if (streamed) end_of_stream();
 }
 
-// The norms of all tensors, or the one of all, in float64.
+// The norm of each tensor, or one norm of all, in float64.
 std::vector<double> measure(const FlatLists<kLists>& flat, Mode mode, bool per_tensor) {
   std::vector<double> parts(flat.pieces.size());
   for_each_piece(flat, [&](int64_t p) {

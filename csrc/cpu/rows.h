@@ -1,4 +1,4 @@
-// A list of tensors as rows (neurons), and how the work on them is cut into pieces for the threads.
+// A list of tensors as rows (neurons), and how the rows are split into pieces for the threads.
 #pragma once
 
 #include <type_traits>
@@ -8,10 +8,10 @@
 
 namespace bdfast {
 
-// One entry of the lists. Row r is the memory from r * columns on, in the same order in all three tensors.
+// One entry of the lists. Row r starts at element r * columns, in the same memory order in all three tensors.
 struct Block {
-  void* param;      // null where the op writes to none
-  const void* x;    // null where the op only writes
+  void* param;      // null if the op writes no tensor
+  const void* x;    // null if the op only writes
   const void* ref;  // null for zeros
   int64_t rows;
   int64_t columns;
@@ -42,8 +42,8 @@ struct EveryRow {
   bool operator()(int64_t) const { return true; }
 };
 
-// Cuts the rows that `selected` admits into pieces of similar size. Shapes and selection alone decide about the
-// cut, never the number of threads: results that are combined in the order of the pieces repeat bit for bit.
+// Splits the selected rows into pieces of similar size. The pieces depend on shapes and selection, never on the number
+// of threads, so results that are combined in the order of the pieces always have the same bits.
 template <class Selected>
 std::vector<Piece> cut(const Blocks& blocks, Selected selected) {
   std::vector<Piece> pieces;

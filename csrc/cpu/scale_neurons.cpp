@@ -1,4 +1,4 @@
-// scale_neurons_: multiply every row by a factor of its own.
+// scale_neurons_: multiply every row by its own factor.
 #include "rows.h"
 #include "simd.h"
 
@@ -11,7 +11,7 @@ inline void scale(typename E::Stored* param, int64_t n, float factor) {
   for (int64_t i = 0; i < n; i++) param[i] = E::store(E::load(param[i]) * factor);
 }
 
-// Scales [begin, end); factors[0] belongs to the row that begin lies in.
+// Scales [begin, end); factors[0] belongs to the row that contains `begin`.
 BDFAST_VECTORISED void scale_piece(ScalarType dtype, const Block& block, int64_t begin, int64_t end,
                                    const float* factors) {
   with_type(dtype, [=, &block](auto type) {
@@ -30,7 +30,7 @@ void scale_neurons(const List& params, const Tensor& scale) {
   use.write(params);
   use.read(scale);
   use.check();
-  // A factor of one changes nothing, and masks consist mostly of ones.
+  // Rows with factor 1 are skipped: masks consist mostly of ones.
   std::vector<Piece> pieces = cut(blocks, [=](int64_t row) { return factors[row] != 1.0f; });
   for_pieces(pieces, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; p++) {

@@ -1,4 +1,4 @@
-// sharp_step_: SGD from the saved weights with a mix of two gradients, and the distance to a reference on the way.
+// sharp_step_: SGD from the saved weights with a mix of two gradients; also computes the distance to a reference.
 #include "flat.h"
 #include "simd.h"
 
@@ -18,7 +18,7 @@ struct Options {
 
 enum class Momentum { kNone, kPlain, kNesterov };
 
-// What is computed, as template arguments: a single branch would keep the inner loop from becoming vector code.
+// Options as template arguments: a branch in the inner loop would prevent vectorisation.
 template <Momentum kMomentum, bool kHasFirst>
 struct Kind {
   static constexpr Momentum momentum = kMomentum;

@@ -1,4 +1,4 @@
-// What the inner loops share: element types, the change of a sub-weight, and how they reach the vector units.
+// Shared by the inner loops: element types, the change of a sub-weight, and vectorised loops and sums.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -10,9 +10,9 @@
 
 #include "memory.h"
 
-// Compiled once per level of x86-64; the loader takes the best one for the machine. Everything that is called inside
-// has to be inlined to be compiled for that level too, which is what `flatten` asks for.
-// Sanitizers instrument the resolvers, which run before the sanitizers do.
+// Compiled once per x86-64 level; the loader selects the best one for the machine. `flatten` inlines all called
+// functions, so that they are compiled for that level too. Not with sanitizers: the resolvers run before the sanitizers
+// are ready.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && \
     __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
 #define BDFAST_VECTORISED __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -34,14 +34,15 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
-// A choice that stays one where an arm is float arithmetic, which the compiler may not run for nothing.
+// A selection without a branch. For `?:` the compiler would emit one if an operand is float arithmetic, which it may
+// not execute speculatively.
 inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
   uint32_t mask = 0u - static_cast<uint32_t>(condition);
   return (yes & mask) | (no & ~mask);
 }
 
-// The element types: how one is stored, and its way to float32 and back, rounding to nearest, ties to even. Free of
-// branches and of structs in memory, either of which would keep the loops from becoming vector code.
+// The element types: storage and conversion to and from float32, rounding to nearest, ties to even. Without branches
+// and structs in memory, which would prevent vectorisation.
 struct Float32 {
   using Stored = float;
   static float load(Stored value) { return value; }
@@ -69,7 +70,7 @@ struct Float16 {
   }
   static Stored store(float value) {
     uint32_t bits = bits_of(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-    // Added to 0.5 the last bit of a subnormal result is the last bit of the sum, which the addition rounds.
+    // After adding 0.5, the last bit of a subnormal result is the last bit of the sum, so the addition rounds it.
     uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
     uint32_t normal = (magnitude - ((127u - 15) << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
     uint32_t finite = select(magnitude < 0x38800000, subnormal, select(magnitude < 0x47800000, normal, 0x7c00));
@@ -96,12 +97,12 @@ inline float change(const typename E::Stored* x, const typename E::Stored* ref, 
   return std::fabs(E::load(x[i]));
 }
 
-// Sums shorter than the lanes are not worth them: setting up wide vectors would cost more than the sum.
+// Number of partial sums. Shorter sums are computed without vectors.
 constexpr int64_t kLanes = 32;
-// The length of a float32 sum; beyond it, sums are added up in float64.
+// Length of a float32 sum; longer sums are combined in float64.
 constexpr int64_t kStretch = 1024;
 
-// Calls body(i) for i from begin to end - 1, in vectors where the body allows it. It reads the arrays.
+// Calls body(i) for i from begin to end - 1, vectorised if the body allows it. The body reads the arrays.
 template <class Body, class... T>
 inline void in_lanes(int64_t begin, int64_t end, Body body, const T*... arrays) {
   int64_t whole = begin + (end - begin) / kLanes * kLanes;
@@ -113,8 +114,8 @@ inline void in_lanes(int64_t begin, int64_t end, Body body, const T*... arrays) 
   for (int64_t i = whole; i < end; i++) body(i);
 }
 
-// term(begin) + ... + term(end - 1) in a fixed number of lanes, whatever a vector of the machine holds: short sums that
-// lose next to nothing, in the same order on every machine. The terms read the arrays.
+// term(begin) + ... + term(end - 1) with a fixed number of partial sums, independent of the vector width: small
+// rounding errors, and the same order on every machine. The terms read the arrays.
 template <class Term, class... T>
 inline float sum_of_stretch(int64_t begin, int64_t end, Term term, const T*... arrays) {
   int64_t whole = begin + (end - begin) / kLanes * kLanes;

@@ -1,4 +1,4 @@
-// How work that was cut into pieces is shared out among the threads.
+// Distribution of pieces of work among the threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,8 +9,8 @@
 
 namespace bdfast {
 
-// Large enough to hide what a piece costs, small enough to keep many threads busy with a small network. Shapes alone
-// decide about the pieces, never the number of threads: what is combined in their order repeats bit for bit.
+// Large enough to hide the overhead of a piece, small enough to keep many threads busy with a small network. The pieces
+// depend on shapes, never on the number of threads, so results combined in their order always have the same bits.
 constexpr int64_t kPieceElements = 32768;
 
 // The elements [begin, end) of an entry of the lists.
@@ -26,8 +26,8 @@ inline int64_t count_elements(const std::vector<Piece>& pieces) {
   return total;
 }
 
-// Calls body(first, last) on ranges of pieces, so that every thread has as many elements, however small some pieces
-// are; one thread alone where there is less than a piece of work for two.
+// Calls body(first, last) on ranges of pieces, so that all threads have about as many elements even if some pieces are
+// small. Uses one thread if there are fewer elements than two full pieces.
 template <class Body>
 void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
   std::vector<int64_t> ends;

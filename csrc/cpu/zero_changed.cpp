@@ -7,13 +7,13 @@
 namespace bdfast {
 namespace {
 
-// Only a NaN tau reaches NaN changes, and it reaches nothing else.
+// A NaN tau selects exactly the NaN changes.
 template <bool kTauIsNan, class E, class T = typename E::Stored>
 inline int64_t zero(T* param, const T* x, const T* ref, int64_t n, float tau) {
   auto zeroed = [=](int64_t i) {
     float d = change<true, E>(x, ref, i);
     bool chosen = kTauIsNan ? d != d : d >= tau;
-    param[i] = chosen ? T{0} : param[i];  // not a branch: what stays keeps its bits
+    param[i] = chosen ? T{0} : param[i];  // no branch; kept elements keep their bits
     return chosen ? 1.0f : 0.0f;
   };
   return static_cast<int64_t>(sum_in_lanes(n, zeroed, param, x, ref));

@@ -1,5 +1,5 @@
-// The ops for CUDA tensors: the checks that all kernels share, and the way to their launchers. Needs none of CUDA's
-// headers, and is the only file here that knows torch.
+// The ops for CUDA tensors: makes the checks that all kernels share and calls the launchers. Needs no CUDA headers, and
+// is the only file here that uses torch.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -17,8 +17,8 @@ using cuda::Device;
 using cuda::Dtype;
 using cuda::HostList;
 
-// Lists that were checked, and where they are. Device memory that an op asks for goes back to torch when it is over; as
-// torch gives it out again on the same stream, the kernels are done with it by then.
+// Checked lists, their device, and workspace memory for one op. The workspace returns to torch at the end of the call;
+// torch reuses it on the same stream, so the kernels have finished with it by then.
 class Call {
  public:
   explicit Call(std::initializer_list<const List*> lists)
@@ -77,7 +77,7 @@ class Call {
     return static_cast<const T*>(data);
   }
 
-  // For the check of what memory the call uses.
+  // To check for overlap.
   MemoryUse memory_use() const { return MemoryUse(dtype_); }
 
  private:

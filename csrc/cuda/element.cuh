@@ -1,4 +1,4 @@
-// Element types, and sixteen bytes of them at a time.
+// Element types, and packs of them of sixteen bytes.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct alignas(kPackBytes) Pack {
 
 template <class E>
 __device__ __forceinline__ Pack<E> load_pack(const typename E::Stored* at) {
-  // The address comes from a table, so that the compiler has to be told that it is one of global memory.
+  // The address comes from a table, so the compiler has to be told that it is in global memory.
   uint4 bits = __ldcg(reinterpret_cast<const uint4*>(at));
   Pack<E> pack;
   memcpy(&pack, &bits, sizeof(pack));
@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_pack(typename E::Stored* at, const Pack<E>
   __stcg(reinterpret_cast<uint4*>(at), bits);
 }
 
-// The threads that share some elements: a single one, a warp or the whole block.
+// The threads that share a range of elements: one thread, a warp or the block.
 struct Team {
   int index;
   int size;
@@ -69,7 +69,7 @@ __device__ __forceinline__ uintptr_t beyond_pack(const void* at) {
   return reinterpret_cast<uintptr_t>(at) % kPackBytes;
 }
 
-// How many of n elements lie before the first one that starts a pack; all where the arrays do not start one together.
+// How many of n elements precede the first pack boundary; n if the arrays do not have it at the same element.
 template <class T, class... Rest>
 __device__ __forceinline__ int64_t before_packs(int64_t n, const T* at, const Rest*... rest) {
   uintptr_t beyond = beyond_pack(at);
@@ -82,7 +82,7 @@ template <class E, class Packs, class Single, class... Arrays>
 __device__ __forceinline__ void for_elements(const Team& team, int64_t n, Packs packs, Single single,
                                              const Arrays*... arrays) {
   constexpr int64_t kSize = Pack<E>::size;
-  // Enough packs under way for each thread to keep the memory busy; more would cost registers.
+  // Enough loads in flight per thread to use the memory bandwidth; more would cost registers.
   [[maybe_unused]] constexpr int kUnrolled = sizeof...(Arrays) > 3 ? 1 : 2;
   int64_t head = before_packs(n, arrays...);
   int64_t tail = head + (n - head) / kSize * kSize;

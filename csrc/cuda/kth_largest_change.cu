@@ -1,5 +1,5 @@
 // kth_largest_change: exact radix selection on the bits of the changes. Three passes over the selected rows count one
-// digit each; every block finds the digit of the pass before by itself, so that nothing waits in between.
+// digit each; every block computes the digit of the previous pass itself, so there is no synchronisation in between.
 #include "launch.h"
 #include "rows.cuh"
 #include "runtime.cuh"
@@ -19,10 +19,11 @@ using Count = unsigned long long;
 __device__ __forceinline__ int shift_of(int digit) { return digit == 0 ? 20 : digit == 1 ? 10 : 0; }
 __device__ __forceinline__ int bits_of_digit(int digit) { return digit == 0 ? 11 : 10; }
 
-// What is known before a digit is counted: the digits above it, and which of the keys with these digits is looked for.
+// The state before a digit is counted: the digits above it, and the rank of the answer among the keys with these
+// digits.
 struct Search {
   unsigned found;
-  Count rank;  // counted from the largest, 1 for that; 0 where fewer were selected
+  Count rank;  // 1 is the largest; 0 if fewer keys were selected
 };
 
 struct State {
@@ -30,7 +31,7 @@ struct State {
   Search searches[kDigits];
 };
 
-// The search after a digit was counted. All threads of the block call it and get the same.
+// The state after a digit was counted. All threads of the block call it and get the same result.
 __device__ Search descend(Search search, const Count* histogram, int digit) {
   __shared__ Count of_warps[kThreads / kWarp];
   __shared__ Search next;

@@ -1,4 +1,4 @@
-// The ops on a GPU, as the binding and the tests call them: host code that needs neither CUDA's headers nor torch.
+// The launchers that the binding and the tests call: host code that needs neither CUDA headers nor torch.
 #pragma once
 
 #include <functional>
@@ -8,19 +8,19 @@
 namespace bdfast {
 namespace cuda {
 
-// Where an op runs, and what gives it memory there until the op is over; on the stream, so that nobody waits.
+// The device and stream of an op, and its allocator for memory that lives until the op ends, in stream order.
 struct Device {
   int index;
   void* stream;
   std::function<void*(size_t bytes)> allocate;
 };
 
-// All of them throw std::runtime_error where CUDA reports an error. Pointers are to memory of the device.
+// All launchers throw std::runtime_error if CUDA reports an error. Pointers are to device memory.
 
-// data: x, ref (null for zeros). One launch, two where a row is longer than kLongestRow.
+// data: x, ref (null for zeros). One launch, two if a row is longer than kLongestRow.
 void neuron_norms(const HostList& list, Dtype dtype, double ord, float* norms, const Device& device);
 
-// data: x, ref. Four launches. NaN where fewer than q sub-weights are selected, as nobody waits to find that out.
+// data: x, ref. Four launches. NaN if fewer than q sub-weights are selected: the host does not wait to check.
 void kth_largest_change(const HostList& list, Dtype dtype, const bool* neurons, int64_t q, float* change,
                         const Device& device);
 
@@ -52,7 +52,7 @@ struct SgdOptions {
 void sharp_step(const HostList& list, Dtype dtype, const SgdOptions& options, float* squared_distance,
                 const Device& device);
 
-// The packed plan in the memory of the device. Plans are kept, so that a list that comes again uploads nothing.
+// The packed plan in device memory. Plans are kept, so a repeated call uploads nothing.
 Table resident(const Plan& plan, const Device& device);
 
 }  // namespace cuda

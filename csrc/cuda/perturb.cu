@@ -1,4 +1,4 @@
-// perturb_: save the weights and move them by rho along a direction, whose norm is taken first.
+// perturb_: compute the norm of the direction, save the weights, and move them by rho along the direction.
 #include "launch.h"
 #include "rows.cuh"
 #include "runtime.cuh"
@@ -21,7 +21,7 @@ void with_mode(PerturbMode mode, F f) {
   f(Constant<PerturbMode::kSam>{});
 }
 
-// What the norm is taken of.
+// The quantity whose norm is computed.
 template <PerturbMode kMode>
 __device__ __forceinline__ float normed(float param, float x) {
   if (kMode == PerturbMode::kPath) return x - param;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
   const T* direction = static_cast<const T*>(entry.data[kDirection]) + piece.begin;
   T* saved = static_cast<T*>(entry.data[kSaved]) + piece.begin;
   float norm = norms[per_tensor ? piece.entry : 0];
-  // Where the norm is not finite some direction is not, and 0 times it is NaN: such weights keep their bits.
+  // If the norm is not finite, neither is some direction, and 0 times it is NaN. The weights then keep their bits.
   bool moves = norm > 0 && isfinite(norm);
   float factor = moves ? static_cast<float>(rho / (norm + eps)) : 0.0f;
   moves = factor != 0;

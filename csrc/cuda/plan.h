@@ -1,4 +1,4 @@
-// How the work on a list of tensors is cut up for a GPU: plain C++ that needs neither CUDA nor torch.
+// Splits the work on a list of tensors for a GPU: plain C++ that needs neither CUDA nor torch.
 #pragma once
 
 #include <algorithm>
@@ -10,37 +10,37 @@ namespace bdfast {
 namespace cuda {
 
 constexpr int kMostLists = 6;
-// What a block of threads works on: a ResNet-18 is cut into 700 of these, enough for every multiprocessor of a GPU.
+// Elements per thread block: a ResNet-18 gives 700 pieces, enough for all multiprocessors of a GPU.
 constexpr int64_t kPieceElements = 16384;
-// A longer row is the work of several blocks.
+// Longer rows are split among several blocks.
 constexpr int64_t kLongestRow = 65536;
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
-// One entry of the lists, as it is given to an op: row r is the memory from r * columns on.
+// One entry of the lists, as passed to an op. Row r starts at element r * columns.
 struct HostTensor {
-  void* data[kMostLists];  // null where a list was left out
+  void* data[kMostLists];  // null for a list that was left out
   int64_t rows;
   int64_t columns;
 };
 
 using HostList = std::vector<HostTensor>;
 
-// An entry that tells which lists were left out: an empty tensor may have no memory for another reason. Only for lists
-// with an element.
+// A non-empty entry, whose null pointers show which lists were left out (those of an empty tensor are null anyway). The
+// list must have an element.
 inline const HostTensor& filled(const HostList& list) {
   return *std::find_if(list.begin(), list.end(), [](const HostTensor& x) { return x.rows * x.columns > 0; });
 }
 
-// What the kernels read of it.
+// The part of it that the kernels read.
 struct Entry {
   void* data[kMostLists];
   int64_t columns;
   int64_t first_row;  // in the count over the whole list
 };
 
-// The elements [begin, end) of an entry: some whole rows, or a part of one. Part counts the pieces whose results are
-// combined afterwards; -1 for none.
+// The elements [begin, end) of an entry: some whole rows, or a part of one. `part` numbers the pieces whose results are
+// combined afterwards; -1 for others.
 struct Piece {
   int64_t begin;
   int64_t end;
@@ -48,7 +48,7 @@ struct Piece {
   int32_t part;
 };
 
-// The parts [first, last) make up one result: a row, a tensor, or everything.
+// The parts [first, last) are combined into one result: of a row, a tensor, or all tensors.
 struct Group {
   int64_t result;
   int32_t first;
@@ -61,7 +61,7 @@ struct Plan {
   std::vector<Group> groups;
   int64_t rows = 0;
   int32_t parts = 0;
-  bool has_empty_rows = false;  // rows without a column, which no piece reaches
+  bool has_empty_rows = false;  // rows without columns, which no piece covers
 };
 
 inline Plan plan_entries(const HostList& list) {
@@ -103,7 +103,7 @@ inline Plan plan_rows(const HostList& list) {
   return plan;
 }
 
-// Pieces of tensors as flat memory. Their parts make up a result for each tensor, or a single one.
+// Pieces of tensors as flat memory. Their parts are combined into one result per tensor, or a single one.
 inline Plan plan_flat(const HostList& list, bool per_tensor) {
   Plan plan = plan_entries(list);
   for (size_t i = 0; i < list.size(); i++) {
@@ -119,7 +119,7 @@ inline Plan plan_flat(const HostList& list, bool per_tensor) {
   return plan;
 }
 
-// The plan as one block of memory: entries, pieces, groups. Equal plans have equal bytes.
+// The plan as one block of bytes: entries, pieces, groups. Equal plans have equal bytes.
 inline std::vector<char> packed(const Plan& plan) {
   size_t entries = plan.entries.size() * sizeof(Entry), pieces = plan.pieces.size() * sizeof(Piece);
   std::vector<char> bytes(entries + pieces + plan.groups.size() * sizeof(Group));
@@ -131,7 +131,7 @@ inline std::vector<char> packed(const Plan& plan) {
   return bytes;
 }
 
-// A packed plan in the memory of the device.
+// A packed plan in device memory.
 struct Table {
   const Entry* entries;
   const Piece* pieces;

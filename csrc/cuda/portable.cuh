@@ -1,4 +1,4 @@
-// The CUDA that the kernels are written in: the toolkit's, or that of tests/emulator, which is included before this.
+// CUDA, either from the toolkit or from tests/emulator, which is included before this file.
 #pragma once
 
 #ifndef BDFAST_EMULATED
@@ -14,7 +14,7 @@ namespace bdfast {
 namespace cuda {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksOfSm = 4;  // that fit in at least: half of the threads that an SM can hold
+constexpr int kBlocksOfSm = 4;  // blocks per multiprocessor that must fit: half of its maximum number of threads
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 

@@ -6,12 +6,12 @@
 namespace bdfast {
 namespace cuda {
 
-// Rows up to this length are worked on by one thread, or by one warp; longer ones by the block.
+// Rows up to these lengths are processed by one thread or one warp; longer rows by the block.
 constexpr int64_t kThreadRow = 16;
 constexpr int64_t kWarpRow = 1024;
 
-// Calls body(row, begin, n, team): n elements from `begin` on of that row of the entry, shared by the team. All threads
-// of a team make the same calls, so that they may wait for each other.
+// Calls body(row, begin, n, team) for n elements of a row, the first at `begin`, shared by the team. All threads of a
+// team make the same calls, so they may synchronise.
 template <class Body>
 __device__ __forceinline__ void for_rows(const Entry& entry, const Piece& piece, Body body) {
   int64_t columns = entry.columns, first = piece.begin / columns;
@@ -39,7 +39,7 @@ struct Sum {
   }
 };
 
-// Of numbers without a sign: their bits are in the order of their values, with NaN above all.
+// For non-negative numbers: their bit patterns have the order of their values, with NaN above all.
 struct Largest {
   static __device__ float combine(float a, float b) { return __float_as_uint(a) > __float_as_uint(b) ? a : b; }
   static __device__ double combine(double a, double b) { return combine(static_cast<float>(a), static_cast<float>(b)); }
@@ -53,7 +53,7 @@ __device__ __forceinline__ T total_of_warp(T value) {
   return value;
 }
 
-// For all threads of the block. Ends with a barrier, so that it may be called again.
+// To be called by all threads of the block. Ends with a barrier, so it may be called again.
 template <class How, class T>
 __device__ __forceinline__ T total_of_block(T value) {
   __shared__ T totals[kThreads / kWarp];
@@ -72,7 +72,8 @@ __device__ __forceinline__ T total_of_team(const Team& team, T value) {
   return team.size == kWarp ? total_of_warp<How>(value) : total_of_block<How>(value);
 }
 
-// The parts of a group, in an order that depends on nothing but their number. For all threads of the block.
+// Combines the parts of a group in an order that depends only on their number. To be called by all threads of the
+// block.
 template <class How>
 __device__ __forceinline__ double total_of_group(const Group& group, const double* parts) {
   double total = 0;

@@ -1,4 +1,4 @@
-// What the launchers need of CUDA's runtime, with errors as exceptions.
+// The functions of the CUDA runtime that the launchers need, with errors as exceptions.
 #pragma once
 
 #include <stdexcept>

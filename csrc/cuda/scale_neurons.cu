@@ -1,4 +1,4 @@
-// scale_neurons_: multiply every row by a factor of its own.
+// scale_neurons_: multiply every row by its own factor.
 #include "launch.h"
 #include "rows.cuh"
 #include "runtime.cuh"
@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm) scale_rows(Table table,
   int64_t first_row = entry.first_row;
   for_rows(entry, piece, [&](int64_t row, int64_t begin, int64_t n, Team team) {
     float factor = scale[first_row + row];
-    if (factor == 1.0f) return;  // changes nothing, and masks consist mostly of ones
+    if (factor == 1.0f) return;  // masks consist mostly of ones
     T* param = params + begin;
     auto packs = [&](int64_t i) {
       Pack<E> pack = load_pack<E>(param + i);

@@ -1,4 +1,4 @@
-// sharp_step_: SGD from the saved weights with a mix of two gradients, and the distance to a reference on the way.
+// sharp_step_: SGD from the saved weights with a mix of two gradients; also computes the distance to a reference.
 #include "launch.h"
 #include "rows.cuh"
 #include "runtime.cuh"
@@ -9,7 +9,7 @@ namespace {
 
 enum Place { kParam, kSaved, kGradient, kMomentum, kFirst, kReference };
 
-// The lists that take part, as template arguments.
+// The lists that were passed, as template arguments.
 template <bool kHasMomentum, bool kHasFirst, bool kHasReference>
 struct Lists {
   static constexpr bool momentum = kHasMomentum;
@@ -37,7 +37,7 @@ void with_lists(const HostTensor& tensor, F f) {
   with_first<false>(first, reference, f);
 }
 
-// The new weight; the buffer is changed.
+// Returns the new weight and updates the buffer.
 template <class L>
 __device__ __forceinline__ float moved(float weight, float gradient, float first, float& buffer, const SgdOptions& o) {
   if (L::first) gradient = (1 - o.alpha) * first + o.alpha * gradient;

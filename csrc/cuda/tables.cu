@@ -1,4 +1,4 @@
-// Plans in the memory of the device, uploaded once.
+// Plans in device memory, uploaded once.
 #include <map>
 #include <mutex>
 #include <utility>
@@ -9,7 +9,7 @@ namespace bdfast {
 namespace cuda {
 namespace {
 
-// A training step uses a few; a program that makes new tensors for every call would otherwise fill the memory.
+// A training step uses a few. The limit is for programs that create new tensors for every call.
 constexpr size_t kMostTables = 256;
 
 struct Resident {
@@ -17,11 +17,11 @@ struct Resident {
   bool captured;  // a CUDA graph reads it for as long as it lives
 };
 
-// The key holds every address and shape, so that memory which was given back and used anew cannot be mistaken.
+// The key holds every address and shape, so reused memory is recognised.
 using Key = std::pair<int, std::vector<char>>;
 using Residents = std::map<Key, Resident>;
 
-// Never destroyed: at the end of the program CUDA may be gone before it.
+// Never destroyed: CUDA may shut down first at the end of the program.
 Residents& residents() {
   static Residents& all = *new Residents;
   return all;
@@ -66,7 +66,7 @@ Table resident(const Plan& plan, const Device& device) {
     check(cudaMalloc(reinterpret_cast<void**>(&added.memory), key.second.size()), "cudaMalloc");
     cudaError_t error =
         cudaMemcpyAsync(added.memory, key.second.data(), key.second.size(), cudaMemcpyHostToDevice, stream);
-    // Other streams will read it without asking when it was written.
+    // Other streams will read it without synchronising with this one.
     if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
     if (error != cudaSuccess) cudaFree(added.memory);
     check(error, "uploading a plan");

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     if (!neurons[first_row + row]) return;
     T* param = params + begin;
     const T *x = xs + begin, *ref = refs + begin;
-    // Only a NaN tau reaches NaN changes, and it reaches nothing else.
+    // A NaN tau selects exactly the NaN changes.
     auto is_chosen = [&](T a, T b) {
       float change = fabsf(E::load(a) - E::load(b));
       return isnan(threshold) ? isnan(change) : change >= threshold;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     for_elements<E>(team, n, packs, single, param, x, ref);
   });
   int total = total_of_block<Sum>(mine);
-  // Of integers: the order does not matter.
+  // A sum of integers: the order does not matter.
   if (threadIdx.x == 0 && total > 0) atomicAdd(count, static_cast<unsigned long long>(total));
 }
 
