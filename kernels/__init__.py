@@ -1,7 +1,7 @@
 """Triton kernels, one file per op. Installed as `bdfast.kernels` and imported only when they are needed.
 
-One launch processes all tensors of a list. It reads their addresses from a table (`tables.py`), and each program processes
-one piece (`pieces.py`). The host never waits for the device.
+One launch processes all tensors of a list. It reads their addresses from a table (`tables.py`), and each program
+processes one piece (`pieces.py`). The host never waits for the device.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Device code that reads a table: the piece of a program, and pointers that allow wide loads.
 
 A program takes the aligned branch if all addresses and row lengths are multiples of 16 bytes, which is the usual case.
-Alignment hints are given to values that are computed inside a branch: `tl.multiple_of` marks the operation that made its
-argument, so a value from outside would be marked for both branches.
+Alignment hints are given to values that are computed inside a branch: `tl.multiple_of` marks the operation that made
+its argument, so a value from outside would be marked for both branches.
 """
 
 import triton
