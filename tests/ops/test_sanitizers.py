@@ -12,7 +12,7 @@ import torch  # noqa: F401  (before bdfast: the message of a missing torch is cl
 from bdfast.ops.backends import backends
 
 ROOT = Path(__file__).parents[2]
-FILES = ("multi_tensor", "properties", "perturb", "sharp_step", "streaming")
+FILES = ("multi_tensor", "properties", "perturb", "sharp_step", "streaming", "aliasing", "neuron_norms")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
 
 # The sanitized library takes the place of the installed one before anything asks for it.
