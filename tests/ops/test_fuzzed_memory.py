@@ -64,7 +64,9 @@ def cases(draw):
         "op": op,
         "dtype": draw(st.sampled_from(DTYPES)),
         "shapes": shapes,
-        "layouts": [draw(st.sampled_from(LAYOUTS)) for _ in shapes],
+        # Half of the cases are such that only overlap keeps a native kernel from running.
+        "native": (native := draw(st.booleans())),
+        "layouts": ["plain" if native else draw(st.sampled_from(LAYOUTS)) for _ in shapes],
         # Where each tensor lies: apart from the others, where entry i of the first list lies, or in the shared buffer.
         "places": draw(
             st.lists(st.sampled_from(["apart"] * 6 + ["odd", "same", "shared"]), min_size=count, max_size=count)
@@ -94,8 +96,8 @@ def make(case):
         if where == "same" and lead is not None:
             return lead
         if where == "shared":
-            return shared, start if start % 3 else start // size * size  # a third at multiples of the item size
-        return buffer(), start % size if where == "odd" else 0
+            return shared, start // 8 * 8 if case["native"] or start % 3 == 0 else start
+        return buffer(), start % size if where == "odd" and not case["native"] else 0
 
     def view(at, dtype, shape, strides):
         memory, start = at
