@@ -42,7 +42,7 @@ def scene(name, dtype=torch.float32, seed=0):
         generator = torch.Generator().manual_seed(seed)
         return [padded(torch.randn(shape, generator=generator).to(dtype), i % 5) for i, shape in enumerate(ODD)]
     lists = {"xs": tensor_list(name, dtype=dtype, seed=seed)}
-    checks.make_rows_dense(lists)
+    checks.make_readable(lists)
     return lists["xs"]
 
 
