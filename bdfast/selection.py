@@ -11,7 +11,6 @@ clean set costs accuracy whatever the strength, and the full one gives it back (
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import nn
 from bdfast.data.batches import Batches
 from bdfast.training import Probe, Run
 from bdfast.training.batchnorm import recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.seeds import derived_seed
 
 PROBE_EPOCHS = 6
@@ -88,7 +88,7 @@ def choose_strength(
     tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "split"))
 
     def probe(value: float) -> float:
-        candidate = copy.deepcopy(model)
+        candidate = copy_of(model)
         attempt(value, candidate, tuning, f"probe {option}={value:g}")
         recalibrate(candidate, tuning.ordered(), run.forward)
         return run.accuracy(candidate, held_out)

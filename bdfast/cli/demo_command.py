@@ -19,7 +19,7 @@ from bdfast.defenses.purification import purify
 from bdfast.errors import nearest
 from bdfast.evaluation import Evaluator
 from bdfast.evaluation.landscape import Landscape, survey
-from bdfast.files import write_json
+from bdfast.files import writable_folder, write_json
 from bdfast.io import save_weights
 from bdfast.scenario import Scenario, plan, plant
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     started = perf_counter()
     console = demo.show.console
     planned = plan(demo.attack, seed=demo.seed, clean_share=demo.clean_share)
-    demo.output.mkdir(parents=True, exist_ok=True)
+    writable_folder(demo.output)
     console.print(f"Data: {planned.source.message}. The defender holds {len(planned.clean):,} clean images.")
     scenario = plant(planned, seed=demo.seed, progress=demo.show.progress())
     model = scenario.model

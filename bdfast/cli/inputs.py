@@ -52,4 +52,12 @@ class DataInput:
 
     def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
         """The data set, with as many channels as the network takes."""
-        return named_data(self.data, train=train, root=self.root, channels=spec.in_channels, size=self.size)
+        return named_data(
+            self.data,
+            train=train,
+            root=self.root,
+            channels=spec.in_channels,
+            size=self.size,
+            classes=spec.num_classes,
+            class_names=spec.class_names,
+        )

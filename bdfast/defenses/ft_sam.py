@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from bdfast.optim import SAM
 from bdfast.optim.sharp_optimizer import Group
 from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
+from bdfast.training.copies import copy_of
 
 EPS = 1e-12
 PERIOD = 100
@@ -75,7 +75,7 @@ class FTSAMDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        given = copy.deepcopy(model)
+        given = copy_of(model)
 
         def attempt(options: FTSAMDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
             options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, record=False)

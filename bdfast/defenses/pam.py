@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,6 +18,7 @@ from bdfast.optim import PAM
 from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
 from bdfast.training.batchnorm import Policy
+from bdfast.training.copies import copy_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class PAMDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        given = copy.deepcopy(model)
+        given = copy_of(model)
         inverter = BTIDBF(target=self.target, detect="histogram" if self.compat else "scan", epochs=self.invert_epochs)
         inversion = inverter.run(given, clean, run)
         change = self._triggering(inversion)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -23,6 +22,7 @@ from bdfast.optim import GradientNorm
 from bdfast.selection import PROBE_EPOCHS
 from bdfast.task import StepResult
 from bdfast.training import Run
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
 
 
@@ -100,16 +100,21 @@ class TSBDDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        index = NeuronIndex.in_scope(model, self.layers)
+        index = _trainable(NeuronIndex.in_scope(model, self.layers), model)
         unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
+        if not scores.values.max() > scores.values.min():
+            raise ValueError(
+                f"model: expected neurons that unlearning changes in different degree, got {len(scores)} that it "
+                "changed alike, so that none can be told from the others; raise unlearn_lr, or choose other layers."
+            )
 
         def attempt(options: TSBDDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
             options._reinitialize(candidate, scores, unlearned, model)
             options.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
 
         settled, chosen = self.settled(model, clean, run, attempt)
-        given = copy.deepcopy(model)
+        given = copy_of(model)
         neurons = settled._reinitialize(model, scores, unlearned, given).neurons
         settled.fine_tune(model, given, clean, run, "fine-tune")
         return Outcome(scores, neurons, chosen)
@@ -129,7 +134,7 @@ class TSBDDefense(Distilling, ChosenStrength):
 
     def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
         """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to`."""
-        unlearned = copy.deepcopy(model)
+        unlearned = copy_of(model)
         optimizer = torch.optim.SGD(unlearned.parameters(), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
 
         def step(batch: Batch) -> StepResult:
@@ -143,6 +148,12 @@ class TSBDDefense(Distilling, ChosenStrength):
             return task.measured(loss, logits, targets)
 
         start, constant_answer = _accuracies(model, clean, run)
+        if start <= constant_answer:
+            raise ValueError(
+                f"{clean.name}: expected images on which the model is better than a constant answer, since TSBD "
+                f"unlearns them, got an accuracy of {start:.1%} where the best constant answer has "
+                f"{constant_answer:.1%}; check labels, normalisation and checkpoint, or pass images of more classes."
+            )
         target = constant_answer + self.unlearn_to * max(0.0, start - constant_answer)
         reached = run.epochs(
             "unlearn",
@@ -165,6 +176,19 @@ class TSBDDefense(Distilling, ChosenStrength):
     ) -> Reinitialized:
         assert self.n is not None
         return reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
+
+
+def _trainable(index: NeuronIndex, model: nn.Module) -> NeuronIndex:
+    """The neurons of parameters that may change; unlearning says nothing about frozen ones, and they stay as they "
+    "are."""
+    trained = {name for name, x in model.named_parameters(remove_duplicate=False) if x.requires_grad}
+    layers = [layer for layer in index.layers if layer.parameter in trained]
+    if not layers:
+        raise ValueError(
+            f"model: expected neurons that can be trained, got {len(index)} in {len(index.layers)} parameters, all "
+            "frozen; call requires_grad_(True) on them, or choose layers that are not frozen (layers='linear')."
+        )
+    return NeuronIndex.of(layers)
 
 
 def _accuracies(model: nn.Module, clean: Batches, run: Run) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from bdfast.data.batches import Batches
 from bdfast.data.cache import CachedPasses
-from bdfast.task import Forward, checked_forward, default_forward, device_of, hits
+from bdfast.task import Forward, checked_forward, default_forward, device_of, hits, normalized
 from bdfast.training.batchnorm import batchnorms, recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
 
 CACHE_BYTES = 2 << 30
@@ -83,7 +83,7 @@ class Evaluator:
         share = cache_bytes // 2 if triggered is not None else cache_bytes
         self.clean = passes(clean, "clean", share)
         self.triggered = passes(triggered, "triggered", share) if triggered is not None else None
-        self.forward = forward
+        self.forward = normalized(forward)
 
     def __call__(
         self, model: nn.Module, *, baseline: Metrics | None = None, recalibrate_on: Batches | None = None
@@ -97,7 +97,7 @@ class Evaluator:
                 statistics anew before it is judged. A defense whose effect does not survive this has removed nothing.
         """
         if recalibrate_on is not None and batchnorms(model):
-            model = copy.deepcopy(model)
+            model = copy_of(model)
             recalibrate(model, recalibrate_on.ordered(), self.forward)
         with eval_mode(model), torch.inference_mode():
             acc = self._fractions(model, self.clean)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from bdfast.data.batches import Batches
 from bdfast.evaluation.evaluator import Evaluator, Metrics
 from bdfast.optim import perturbed
-from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits
+from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits, normalized
 from bdfast.training.batchnorm import recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import preserved_modes
 
 
@@ -62,7 +62,7 @@ def loss_along_gradient(
     def mean_loss(then: Callable[[torch.Tensor], object]) -> float:
         total, predictions = 0.0, 0
         for batch in batches.ordered():
-            logits, targets = forward(model, batch)[:2]
+            logits, targets = normalized(forward)(model, batch)[:2]
             count = int(hits(logits, targets)[1])
             loss = cross_entropy(logits, targets) * count
             then(loss)
@@ -109,7 +109,7 @@ def metrics_along_path(
     """
     device = device_of(after)
     clean = Batches(recalibrate_on, device=device, name="recalibrate_on")
-    between = copy.deepcopy(after)
+    between = copy_of(after)
     rows = []
     for t in torch.linspace(0, 1, points).tolist():
         with torch.no_grad():

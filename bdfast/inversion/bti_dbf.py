@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from bdfast.inversion.features import Features
 from bdfast.inversion.generator import Generator
 from bdfast.inversion.target_scan import easiest_class
 from bdfast.ops.finite import check_finite_gradients
-from bdfast.task import Forward, StepResult, default_forward, device_of, measured
+from bdfast.task import Forward, StepResult, default_forward, device_of, measured, normalized
 from bdfast.training import Run
+from bdfast.training.clean_set import inspect
 from bdfast.training.modes import preserved_modes
 from bdfast.training.progress import Progress, Silent
 from bdfast.training.seeds import derived_seed, seeded
@@ -57,7 +59,8 @@ class Inversion:
         layer: Name of the module whose output the mask is for.
         target: The label that the trigger leads to.
         evidence: [K], what led to that conclusion: the loss that is left when one change leads all images to a class
-            ("scan", the least is the target's), or the share of images that the generator turns into it ("histogram").
+            ("scan", the least is the target's, infinite where all images are of the class), or the share of images that
+            the generator turns into it ("histogram").
     """
 
     generator: Generator
@@ -236,8 +239,10 @@ def invert_trigger(
     """
     device = device_of(model)
     batches = Batches(clean, device=device, batch_size=batch_size)
-    run = Run(seed=seed, forward=forward, amp=amp, progress=progress or Silent())
-    with seeded(seed, device):
+    run = Run(seed=seed, forward=normalized(forward), amp=amp, progress=progress or Silent())
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
+        for warning in inspect(model, batches, run.forward).warnings():
+            warnings.warn(warning, stacklevel=2)
         return (options or BTIDBF()).run(model, batches, run)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bdfast import task
-from bdfast.data.batches import Batch, Batches
+from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.task import Forward, StepResult
 from bdfast.training.history import Epoch, Row
 from bdfast.training.modes import eval_mode
@@ -135,7 +135,7 @@ class Run:
         stopped = False
         for batch in batches.shuffled(seed):
             if self.augment is not None and isinstance(batch, tuple | list):
-                batch = (self.augment(batch[0]), *batch[1:])
+                batch = with_images(batch, self.augment(batch[0]))
             loss, hits, total = step(batch)
             loss_sum = loss_sum + loss.detach() * total
             hits_sum, count_sum = hits_sum + hits, count_sum + total
