@@ -5,7 +5,7 @@ triggered test data, which a defender does not have. The rule here is the same f
 whose clean accuracy, on images that the probe was not tuned on and with BatchNorm statistics recalibrated, stays within
 a budget of that of the weakest setting.
 
-The budget counts from the weakest setting and not from the model handed in, since a short fine-tuning on a part of the
+The budget counts from the weakest setting and not from the original model, since a short fine-tuning on a part of the
 clean set costs accuracy whatever the strength, and the full one gives it back (docs/choosing-strength.md).
 """
 
@@ -26,7 +26,7 @@ PROBE_EPOCHS = 6
 """Epochs of the fine-tuning in a probe."""
 
 TUNED_ON = 0.75
-"""Share of the clean images that a probe is tuned on; the others judge it."""
+"""Share of the clean images that a probe is tuned on; it is measured on the others."""
 
 Attempt = Callable[[float, nn.Module, Batches, str], None]
 """(strength, model, images, stage): a short purification of the model, in place, of that strength."""

@@ -22,7 +22,7 @@ class PurifyResult:
     """A purified model and how it came about.
 
     Attributes:
-        model: The purified model, on its device, in the modes that it was handed in with.
+        model: The purified model, on its device, in the train or eval mode of the original.
         method: Name of the defense.
         scores: What the defense measured of every neuron, or how far each one has moved; None for a network without
             neurons that bdfast knows (`bdfast.register_neurons`).

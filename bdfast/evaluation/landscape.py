@@ -90,7 +90,7 @@ def loss_along_gradient(
 def metrics_along_path(
     before: nn.Module,
     after: nn.Module,
-    judge: Evaluator,
+    evaluator: Evaluator,
     *,
     recalibrate_on: Dataset[Any] | DataLoader[Any],
     points: int = 11,
@@ -101,9 +101,9 @@ def metrics_along_path(
     BatchNorm statistics are estimated anew at every point, since those of a network in between belong to neither.
 
     Args:
-        before: The network that was handed in.
+        before: The original network.
         after: One of the same architecture.
-        judge: Holds the test data.
+        evaluator: Holds the test data.
         recalibrate_on: Clean images for the BatchNorm statistics.
         points: How many t.
     """
@@ -115,15 +115,15 @@ def metrics_along_path(
         with torch.no_grad():
             for x, start, end in zip(between.parameters(), before.parameters(), after.parameters(), strict=True):
                 x.copy_(start.lerp(end, t))
-        recalibrate(between, clean.ordered(), judge.forward)
-        rows.append((t, judge(between)))
+        recalibrate(between, clean.ordered(), evaluator.forward)
+        rows.append((t, evaluator(between)))
     return rows
 
 
 def survey(
     before: nn.Module,
     after: nn.Module,
-    judge: Evaluator,
+    evaluator: Evaluator,
     clean: Dataset[Any],
     *,
     note: str,
@@ -136,6 +136,6 @@ def survey(
     return Landscape(
         radii=radii,
         losses=(loss_along_gradient(before, clean, radii), loss_along_gradient(after, clean, radii)),
-        path=metrics_along_path(before, after, judge, recalibrate_on=clean, points=points),
+        path=metrics_along_path(before, after, evaluator, recalibrate_on=clean, points=points),
         note=note,
     )

@@ -25,7 +25,7 @@ PER_CLASS = 40
 """Images in a step, for each class."""
 
 JUDGED = 120
-"""Images that a change is judged by."""
+"""Images on which a change is measured."""
 
 TINY = 1e-20
 

@@ -22,7 +22,7 @@ from bdfast.training.resumption import Checkpoints
 from bdfast.training.seeds import derived_seed
 
 RECENT = 3
-"""Batches over which a stage is judged while it runs."""
+"""Batches over which the accuracy of a running stage is averaged."""
 
 Step = Callable[[Batch], StepResult]
 Augment = Callable[[torch.Tensor], torch.Tensor]
