@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -50,6 +51,7 @@ class Batches:
         if len(data) == 0:
             raise ValueError(f"{name}: expected at least one sample, got an empty data set; pass some images.")
         self.batch_size = batch_size
+        self._shuffles = True
         self._numbers = torch.arange(len(data))
         self.data: Any = data.to(self.device) if isinstance(data, ImageTensors) else data
 
@@ -70,6 +72,8 @@ class Batches:
 
         One sample has no variance, which BatchNorm in training mode refuses.
         """
+        if not self._shuffles:
+            return self.ordered()
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if len(order) % self.batch_size == 1 and len(order) > 1:
             order = order[:-1]
@@ -85,6 +89,12 @@ class Batches:
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._part(order[:count].sort().values), self._part(order[count:].sort().values)
+
+    def unshuffled(self) -> Batches:
+        """The same data, which `shuffled` leaves in its order."""
+        same = copy.copy(self)
+        same._shuffles = False
+        return same
 
     def _part(self, indices: torch.Tensor) -> Batches:
         part = object.__new__(Batches)
