@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -66,6 +67,7 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}; 256 is the default.")
         self.batch_size = batch_size
+        self._shuffles = True
         self._numbers = torch.arange(len(data)) if indices is None else indices
         self.data: Any = data
         if isinstance(data, ImageTensors):
@@ -93,6 +95,8 @@ class Batches:
 
     def shuffled(self, seed: int) -> Iterator[Batch]:
         """Every sample once, in an order that `seed` fixes; a last batch of one sample is left out."""
+        if not self._shuffles:
+            return self.ordered()
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         if len(order) % self.batch_size == 1 and len(order) > 1:
             order = order[:-1]
@@ -108,6 +112,12 @@ class Batches:
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._part(order[:count].sort().values), self._part(order[count:].sort().values)
+
+    def unshuffled(self) -> Batches:
+        """The same data, which `shuffled` leaves in its order."""
+        same = copy.copy(self)
+        same._shuffles = False
+        return same
 
     def _part(self, places: torch.Tensor) -> Batches:
         part = object.__new__(Batches)

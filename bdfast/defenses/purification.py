@@ -77,7 +77,8 @@ def purify(
         channels_last: Lay the weights out with their channels innermost meanwhile, where convolutions are faster so.
             The first row of the history says what was done of the two.
         forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
-        **options: Fields of the method's dataclass, by name.
+        **options: Fields of the method's dataclass, by name. `PUBLISHED` of its class has the published ones, and those
+            of the arguments above that go with them: `**{**bdfast.TSBDDefense.PUBLISHED, "batch_size": 64}`.
 
     Returns:
         The purified model with scores, history and the options that were used.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from bdfast import task
+from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
@@ -24,6 +25,9 @@ from bdfast.task import StepResult
 from bdfast.training import Run
 from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
+
+OFFICIAL_STOP = 0.1
+"""Accuracy at which the published code ends unlearning, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class TSBDDefense(Distilling, ChosenStrength):
         unlearn_lr: Learning rate of the ascent; published: 1e-4.
         unlearn_to: What unlearning leaves of the accuracy beyond that of a constant answer, as a share; published: 0.
             What moves once accuracy collapses says little about the neurons (docs/choosing-strength.md).
-        unlearn_epochs: Most epochs of ascent; it ends within the epoch that reaches `unlearn_to`.
-        epochs: Epochs of the fine-tuning; published: 20.
+        unlearn_epochs: Most epochs of ascent, as published; it ends within the epoch that reaches `unlearn_to`.
+        epochs: Epochs of the fine-tuning; published: 21, numbered from 0 to 20.
         lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
         schedule: How it falls from epoch to epoch: "cosine", to zero, or "constant", as published.
         weight_decay: L2 penalty of the fine-tuning; published: none.
@@ -50,25 +54,33 @@ class TSBDDefense(Distilling, ChosenStrength):
         scope: Radius for the gradient of every tensor by itself ("tensor", as in the published code, which left less of
             the backdoor in every comparison that we made), or of the whole model ("global", as in the paper's formula).
         layers: Kind of the neurons to rank: "auto", "conv" (as published), "linear" or "attention".
-        compat: "official" ranks neurons by their weight change rounded to 4 decimals, as the published code does.
+        compat: "official" does as the published code. It ranks neurons by their weight change rounded to 4 decimals,
+            and leaves out only those shortcuts whose name says "shortcut". It reads the images in their own order. It
+            unlearns until at most a tenth of them, augmented and in eval mode, is right after an epoch, whatever
+            `unlearn_to`, and goes on to the next stage where `unlearn_epochs` do not get there. One thing differs: a
+            gradient of zero moves nothing, where the published code divides by it.
     """
 
     paper: ClassVar[str] = "Lin et al., NeurIPS 2024, arXiv 2405.20291"
 
-    PUBLISHED: ClassVar[dict[str, object]] = {
+    PUBLISHED: ClassVar[dict[str, Any]] = {
         "unlearn_lr": 1e-4,
         "unlearn_to": 0.0,
         "lr": 0.01,
         "schedule": "constant",
-        "epochs": 20,
+        "epochs": 21,
         "distill": 0.0,
         "overlay": 0.0,
         "bn": "official",
         "layers": "conv",
         "compat": "official",
+        "batch_size": 256,
+        "amp": False,
+        "augment": Augmentation(shift=4, flip=True),
     }
-    """Those of the published code; n is not among them, as it chooses none:
-    `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`."""
+    """The published run on CIFAR-10, as arguments of `purify`; n is not among them, as the published code tries eleven
+    and chooses none: `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`. It has no flip on other data sets. What is
+    drawn for the augmentation is not what the published code draws."""
 
     n: float | None = None
     m: float = 0.7
@@ -100,7 +112,9 @@ class TSBDDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        index = _trainable(NeuronIndex.in_scope(model, self.layers), model)
+        if self.compat:
+            clean = clean.unshuffled()
+        index = _trainable(NeuronIndex.in_scope(model, self.layers, compat=self.compat), model)
         unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
         if not scores.values.max() > scores.values.min():
@@ -133,7 +147,7 @@ class TSBDDefense(Distilling, ChosenStrength):
         )
 
     def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
-        """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to`."""
+        """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to` or `compat` says."""
         unlearned = copy_of(model)
         optimizer = torch.optim.SGD(unlearned.parameters(), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
 
@@ -146,6 +160,14 @@ class TSBDDefense(Distilling, ChosenStrength):
             check_finite_gradients(unlearned.named_parameters())
             optimizer.step()
             return task.measured(loss, logits, targets)
+
+        if self.compat:
+
+            def ended() -> bool:
+                return run.accuracy(unlearned, clean, augmented=True) <= OFFICIAL_STOP
+
+            run.epochs("unlearn", unlearned, clean, step, optimizer, epochs=self.unlearn_epochs, ended=ended)
+            return unlearned
 
         start, constant_answer = _accuracies(model, clean, run)
         if start <= constant_answer:
