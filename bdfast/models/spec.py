@@ -73,8 +73,15 @@ class ModelSpec:
             spec = cls(**values)
             sizes = (spec.num_classes, spec.in_channels, spec.width)
             sound = all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"model description: expected one that bdfast wrote, got {text[:80]!r}.") from error
+            float(sum(spec.mean) + sum(spec.std))  # numbers all
+            if not isinstance(spec.arch, str) or not isinstance(spec.stem, str):
+                raise TypeError("a name that is no text")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(
+                f"model description: expected one that bdfast wrote, got {text[:80]!r}; leave it out of the file."
+            ) from error
         if not sound:
-            raise ValueError(f"model description: expected sizes between 1 and a million, got {sizes}.")
+            raise ValueError(
+                f"model description: expected sizes between 1 and a million, got {sizes}; leave it out of the file."
+            )
         return spec
