@@ -186,8 +186,8 @@ def _remarks(path: Path, match: Match, others: list[Match]) -> list[str]:
     ]
     if different:
         remarks.append(
-            f"several weights in {path} fit and differ; took those {match.where}, not those {', '.join(different[:3])}; "
-            "save the others alone to load them"
+            f"several weights in {path} fit and differ; took those {match.where}, not those "
+            f"{', '.join(different[:3])}; save the others alone to load them"
         )
     return remarks
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -200,11 +202,14 @@ def _state_dict(keys: tuple[str, ...], entries: dict[object, object], size: int)
             state.others[f"{type(name).__name__} {str(name)[:20]}" if isinstance(name, int) else "?"] = "no name"
         elif (kind := no_weight(name, value)) is not None:
             state.others[name] = kind
-        elif (reason := _unusable(value, size)) is not None:  # type: ignore[arg-type]
-            state.unusable[name] = reason
         else:
             # Not value.detach(), as above. What is attached to it, hooks among others, stays behind.
-            state.tensors[name] = Tensor.detach(value)  # type: ignore[arg-type]
+            tensor = Tensor.detach(cast(Tensor, value))
+            reason = _unusable(tensor, size)
+            if reason is None:
+                state.tensors[name] = tensor
+            else:
+                state.unusable[name] = reason
     return state
 
 
@@ -214,7 +219,7 @@ def _unusable(tensor: Tensor, size: int) -> str | None:
     if tensor.is_meta:
         return "without data"
     # One value may be stretched over any shape; a copy of it would have no bound.
-    needed = tensor.numel() * tensor.element_size()
+    needed = prod(tensor.shape) * tensor.element_size()
     return f"of {needed:,} bytes in a file of {size:,}" if needed > size else None
 
 
