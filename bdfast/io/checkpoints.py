@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bdfast.files import whole_file
 from bdfast.io.name_matching import NORMALIZATION, Match, Target, matched_by_shape, matches
 from bdfast.io.reading import file_content, no_checkpoint
-from bdfast.io.state_dicts import RESERVED, found, last, listing, no_weight, plain, same, without
+from bdfast.io.state_dicts import RESERVED, StateDict, found, last, listing, no_weight, plain, same, without
 
 DESCRIPTION = "bdfast.model"
 """Key in the metadata of a safetensors file under which the description of the network stands."""
@@ -73,8 +73,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not states:
         raise no_checkpoint(source, f"it holds a {type(content.value).__name__} without named tensors")
     chosen, tensors, rivals = plain(states)
-    if chosen.unusable:
-        raise no_checkpoint(source, f"it has tensors that cannot be loaded: {listing(chosen.unusable)}")
+    _check_usable(source, chosen)
     if chosen.others:
         warnings.warn(f"path: left out of {source}, as they are no tensors: {listing(chosen.others)}.", stacklevel=2)
     if rivals:
@@ -121,9 +120,11 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, by_shape: bool 
             raise _differs(source, min(tried, key=lambda match: match.distance), can_pair=bool(pairings))
         fitting = pairings
     match, *others = fitting
+    _check_usable(source, match.state)
     _check_values(source, target, match.tensors)
     # Before anything changes, as a warning may be made an error.
-    if remarks := _remarks(source, match, others):
+    near = [x for x in tried[: tried.index(match)] if 2 * x.agreeing > len(target.tensors)] if match in tried else []
+    if remarks := _remarks(source, match, others, near):
         warnings.warn(f"path: {'; '.join(remarks)}.", stacklevel=2)
     _load(model, source, target, match.tensors)
     return model
@@ -153,6 +154,11 @@ def _differs(path: Path, match: Match, *, can_pair: bool) -> ValueError:
     )
 
 
+def _check_usable(path: Path, state: StateDict) -> None:
+    if state.unusable:
+        raise no_checkpoint(path, f"it has tensors that cannot be loaded: {listing(state.unusable)}")
+
+
 def _check_values(path: Path, target: Target, tensors: dict[str, Tensor]) -> None:
     """Refuse what would be loaded, but not as it stands in the file."""
     for name, value in tensors.items():
@@ -173,10 +179,10 @@ def _check_values(path: Path, target: Target, tensors: dict[str, Tensor]) -> Non
                 )
 
 
-def _remarks(path: Path, match: Match, others: list[Match]) -> list[str]:
-    """What the user should know although the weights fit."""
+def _remarks(path: Path, match: Match, others: list[Match], near: list[Match]) -> list[str]:
+    """What the user should know although the weights fit: `near` would have been preferred, and almost fits."""
     remarks = []
-    left_out = {**match.state.others, **match.state.unusable, **dict.fromkeys(match.aside, "beside the network")}
+    left_out = {**match.state.others, **dict.fromkeys(match.aside, "beside the network")}
     if left_out:
         remarks.append(f"left out of {path}: {listing(left_out)}")
     different = [
@@ -189,6 +195,9 @@ def _remarks(path: Path, match: Match, others: list[Match]) -> list[str]:
             f"several weights in {path} fit and differ; took those {match.where}, not those "
             f"{', '.join(different[:3])}; save the others alone to load them"
         )
+    if near:
+        some = ", ".join(f"{other.where} ({other.misfits} names do not agree)" for other in near[:3])
+        remarks.append(f"took the weights {match.where} of {path}, as these do not fit: {some}")
     return remarks
 
 

@@ -106,6 +106,11 @@ class Match:
         return len(self.missing) + len(self.unknown) + len(self.wrong)
 
     @property
+    def agreeing(self) -> int:
+        """How many tensors the network could take."""
+        return len(self.tensors) - len(self.wrong)
+
+    @property
     def distance(self) -> int:
         """How far it is from a match that leaves nothing out."""
         return self.misfits + len(self.aside)
@@ -121,9 +126,11 @@ def matches(target: Target, state: StateDict) -> list[Match]:
     nearest: Match | None = None
     folded = unpruned(state.tensors)
     for tensors in (state.tensors,) if folded is state.tensors else (state.tensors, folded):
-        # As the names stand, before anything is taken out of them: a network may have a part called "module".
+        # As the names stand, before anything is taken out of them: a network may have a part called "module". Those in
+        # front stay even then: they tell the network from what stands beside it.
         for parts in (frozenset[str](), WRAPPERS):
-            theirs, ours = without(parts, tensors), without(parts, target.tensors)
+            theirs = without(parts, tensors, in_front=False)
+            ours = without(parts, target.tensors, in_front=False)
             if theirs is None or ours is None:
                 continue
             named = {theirs[name]: tensor for name, tensor in tensors.items()}

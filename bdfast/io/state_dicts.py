@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from math import prod
 from typing import cast
 
@@ -114,12 +114,14 @@ def listing(reasons: Mapping[str, str]) -> str:
     return ", ".join(some) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
 
 
-def without(parts: frozenset[str], names: Iterable[str]) -> dict[str, str] | None:
-    """From each name to itself without these parts; None if two would be the same."""
+def without(parts: frozenset[str], names: Iterable[str], *, in_front: bool = True) -> dict[str, str] | None:
+    """From each name to itself without these parts, those in front of any other on request; None if two become one."""
     short = {}
     for name in names:
         *modules, leaf = name.split(".")
-        short[name] = ".".join([part for part in modules if part not in parts] + [leaf])
+        front = [] if in_front else list(takewhile(parts.__contains__, modules))
+        inner = [part for part in modules[len(front) :] if part not in parts]
+        short[name] = ".".join([*front, *inner, leaf])
     return short if len(set(short.values())) == len(short) else None
 
 

@@ -212,3 +212,10 @@ def test_averaged_weights_behind_a_prefix_come_last(tmp_path):
 def test_two_that_are_the_same_need_no_warning(tmp_path):
     torch.save({"model": STATE, "ema": {name: value.clone() for name, value in STATE.items()}}, tmp_path / "a.pt")
     assert_loaded(load_into(network(1), tmp_path / "a.pt"))
+
+
+def test_weights_that_almost_fit_are_not_passed_over_in_silence(tmp_path):
+    damaged = {name: value for name, value in STATE.items() if name != "3.bias"}
+    torch.save({"model": damaged, "ema": STATE}, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"took the weights under 'ema' .* under 'model' \(1 names do not agree\)"):
+        assert_loaded(load_into(network(1), tmp_path / "a.pt"))
