@@ -1,7 +1,7 @@
 """Weights on disk: safetensors out; safetensors and files of torch.save in. Nothing in a file is ever executed.
 
-What a file may look like, and which weights in it are taken, `state_dicts.py` and `name_matching.py` say; how it is
-read, `reading.py`.
+How a file is read, `reading.py` says; which weights in it are taken and under which names, `state_dicts.py` and
+`name_matching.py`.
 """
 
 from __future__ import annotations

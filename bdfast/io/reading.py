@@ -1,16 +1,16 @@
 """What stands in a file of weights, read without running anything in it.
 
 Two kinds are read: safetensors, and files of torch.save in its present (zip) and its older format. Which one it is, the
-first bytes say, not the name. The pickle inside a file of torch.save is looked through before torch's own safe loader
-gets it: only what a checkpoint is made of may stand in it, so that a refusal can name what else there is, and no call
-in it can ask for more memory than the file has.
+first bytes say, not the name. The pickle inside a file of torch.save is looked through (`pickle_check.py`) before
+torch's own safe loader gets it, so that a refusal can name what should not be there, and no call in it can ask for more
+memory than the file has.
 """
 
 from __future__ import annotations
 
-import pickletools
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,35 +18,14 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load_file
 
+from bdfast.io.pickle_check import NUMPY, Refused, check_pickle
+
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How the older format of torch.save begins: its magic number, pickled."""
 LEGACY_PICKLES = 5
 """Magic number, version of the format, facts about the machine, the content, the keys of the storages."""
-
-CHECKPOINT_PARTS = frozenset(
-    {
-        "collections.OrderedDict",
-        "collections.Counter",
-        "builtins.set",
-        "__builtin__.set",
-        "builtins.complex",
-        "__builtin__.complex",
-        "_codecs.encode",
-        "torch.Size",
-        "torch.device",
-        "torch.Tensor",
-        "torch.nn.parameter.Parameter",
-        "torch.storage.UntypedStorage",
-        "torch.storage.TypedStorage",
-        "torch._tensor._rebuild_from_type_v2",
-        *(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")),
-        *(f"torch._utils._rebuild_{name}" for name in ("parameter", "parameter_with_state")),
-    }
-)
-"""A part of torch's own list. What is left out of it would copy or fill as much memory as a few bytes ask for
-(`bytearray`, tensors moved between devices), or is no plain tensor (quantised, sparse, without data)."""
 
 
 class Ignored:
@@ -63,7 +42,7 @@ class IgnoredDtype(Ignored):
     """Stands for a numpy.dtype; one of objects is refused, as such an array holds anything."""
 
     def __init__(self, code: object = "", *_: object) -> None:
-        if "O" in str(code)[:80]:
+        if (isinstance(code, str) and "O" in code) or (isinstance(code, bytes) and b"O" in code):
             raise Refused("a numpy array of objects is in it")
 
 
@@ -72,16 +51,16 @@ def ignored(*_: object) -> Ignored:
     return Ignored()
 
 
-NUMPY: dict[str, Any] = {
-    "numpy.ndarray": Ignored,
-    "numpy.dtype": IgnoredDtype,
-    # The module was renamed in numpy 2; files name it as it was called where they were written.
-    **{f"numpy.{core}.multiarray.{name}": ignored for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
-}
+def no_bytes() -> bytes:
+    """What every empty array holds; torch's list lacks it."""
+    return b""
 
 
-class Refused(Exception):
-    """The file is not read; the message says why."""
+STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (no_bytes, "builtins.bytes"),
+    *(({"numpy.ndarray": Ignored, "numpy.dtype": IgnoredDtype}.get(name, ignored), name) for name in sorted(NUMPY)),
+]
+"""What torch calls where a file has these names."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +110,7 @@ def file_content(path: Path) -> FileContent:
             else:
                 raise Refused("it begins like neither of them")
             file.seek(0)
-            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY.items()]):
+            with torch.serialization.safe_globals(STAND_INS):
                 return FileContent(torch.load(file, map_location="cpu", weights_only=True), size, ordered=True)
     except Exception as error:  # a hostile or damaged file can fail in any way
         raise no_checkpoint(path, _reason(error)) from (None if isinstance(error, Refused) else error)
@@ -152,45 +131,15 @@ def _check_zip(file: BinaryIO, size: int) -> None:
             raise Refused("it is a TorchScript archive, which holds code")
         if f"{folder}/data.pkl" not in names:
             raise Refused("it is a zip archive that torch.save did not write")
-        _check_pickle(archive.read(f"{folder}/data.pkl"))
+        check_pickle(archive.read(f"{folder}/data.pkl"))
 
 
 def _check_legacy(file: BinaryIO, start: bytes) -> None:
     if not start.startswith(LEGACY):
-        _check_pickle(file)  # the name of a class in it says more than the missing magic number
+        check_pickle(file)  # the name of a class in it says more than the missing magic number
         raise Refused("it is a pickle that torch.save did not write")
     for _ in range(LEGACY_PICKLES):
-        _check_pickle(file)
-
-
-def _check_pickle(stream: BinaryIO | bytes) -> None:
-    """Look through one pickle without building anything.
-
-    Raises:
-        Refused: It needs more than a checkpoint is made of.
-    """
-    strange: dict[str, None] = {}
-    protocol = 2
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name == "PROTO":
-            protocol = argument or 0
-        elif opcode.name in ("GLOBAL", "INST"):
-            module, _, name = str(argument).partition(" ")
-            if not _is_part(module, name):
-                strange[f"{module}.{name}"] = None
-    if strange:
-        some = ", ".join(repr(name[:80]) for name in list(strange)[:3])
-        raise Refused(f"it holds {some}, which reading would have to call")
-    if protocol != 2:
-        raise Refused(f"it is a pickle of protocol {protocol}, torch.save's own is 2")
-
-
-def _is_part(module: str, name: str) -> bool:
-    if f"{module}.{name}" in CHECKPOINT_PARTS or f"{module}.{name}" in NUMPY:
-        return True
-    if module in ("torch", "torch.cuda") and re.fullmatch(r"[A-Z]\w*Storage", name):
-        return True
-    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        check_pickle(file)
 
 
 def _reason(error: Exception) -> str:

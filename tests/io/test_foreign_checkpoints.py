@@ -1,6 +1,7 @@
 """Checkpoints that others wrote: where the weights stand in them, under which names, and beside what."""
 
 import argparse
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -109,6 +110,27 @@ def test_backdoorbench_and_numpy_beside_the_weights(tmp_path):
     torch.save(result, tmp_path / "attack_result.pt")
     assert_loaded(load_into(network(1), tmp_path / "attack_result.pt"))
     assert load_weights(tmp_path / "attack_result.pt").keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "older format"])
+def test_whatever_torch_saves_safely_may_stand_beside_the_weights(tmp_path, legacy):
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(torch.optim.Adam(network().parameters()), [3, 5])
+    tensor = torch.ones(3)
+    tensor.note = {"a": 1}
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.note = "text"
+    beside = {
+        "scheduler": scheduler.state_dict(),
+        "optimizer": scheduler.optimizer.state_dict(),
+        "rng": [torch.get_rng_state(), np.random.RandomState(0).get_state()],
+        "nothing": [np.zeros(0), b"", "", (), [], {}, set(), OrderedDict(), Counter()],
+        "kinds": (torch.Size([2, 3]), torch.device("cuda:0"), torch.float16, 1j, {3, "a"}, b"bytes", 2**70, None, True),
+        "tensors": [tensor, parameter, torch.ones(2, 2).T, torch.ones(1).expand(4)],
+    }
+    if not legacy:  # which cannot hold it
+        beside["uint16"] = torch.ones(3, dtype=torch.uint16)
+    torch.save({"state_dict": STATE, **beside}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    assert_loaded(load_into(network(1), tmp_path / "a.pt"))
 
 
 def test_files_of_both_numpy_generations(tmp_path):

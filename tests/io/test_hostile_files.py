@@ -8,7 +8,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -73,6 +73,36 @@ def test_what_a_checkpoint_does_not_need_is_refused_by_name(tmp_path, value, nam
     state = {"state_dict": model().state_dict(), "beside": value}
     torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     assert_refused(tmp_path / "a.pt", named)
+
+
+STRETCHED = torch.zeros(1).expand(10**10)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Call(OrderedDict, STRETCHED),  # would take it apart into a tensor for each value
+        Call(OrderedDict, [STRETCHED]),
+        Call(Counter, STRETCHED),
+        Call(set, STRETCHED),
+        Call(torch.Size, STRETCHED),
+        Call(torch.Tensor, [STRETCHED]),  # would copy it
+        Call(torch.Tensor, 10**10),
+        Call(torch.UntypedStorage, 10**10),
+        Call(torch._tensor._rebuild_from_type_v2, OrderedDict, OrderedDict, (STRETCHED,), {}),
+        Call(torch._tensor._rebuild_from_type_v2, torch.Tensor, torch.Tensor, (10**10,), {}),
+    ],
+)
+def test_calls_that_would_fill_the_memory_are_refused(tmp_path, value):
+    torch.save({"state_dict": model().state_dict(), "beside": value}, tmp_path / "a.pt")
+    assert_refused(tmp_path / "a.pt", r"it calls '.*' as torch.save never does")
+
+
+def test_attributes_that_would_fill_the_memory_are_refused(tmp_path):
+    for state in (b"]", b"N", b"K\x01"):  # a list would be taken apart, the others fail
+        torch.save({"beside": 1}, tmp_path / "a.pt")
+        rewritten(tmp_path / "a.pt", lambda data, state=state: b"\x80\x02ccollections\nOrderedDict\n)R" + state + b"b.")
+        assert_refused(tmp_path / "a.pt", "it changes a collections.OrderedDict as torch.save never does")
 
 
 def test_numpy_is_not_called(tmp_path):
