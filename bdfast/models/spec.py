@@ -78,11 +78,16 @@ class ModelSpec:
             sound = all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes)
             sound &= len(spec.class_names) in (0, spec.num_classes)
             sound &= all(isinstance(name, str) for name in spec.class_names)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"model description: expected one that bdfast wrote, got {text[:80]!r}.") from error
+            float(sum(spec.mean) + sum(spec.std))  # numbers all
+            if not isinstance(spec.arch, str) or not isinstance(spec.stem, str):
+                raise TypeError("a name that is no text")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"model description: expected one that bdfast wrote, got {text[:80]!r}; leave it out of the file."
+            ) from error
         if not sound:
             raise ValueError(
                 f"model description: expected sizes between 1 and a million and a name for each class, got {sizes} and "
-                f"{len(spec.class_names)} names."
+                f"{len(spec.class_names)} names; leave it out of the file."
             )
         return spec
