@@ -8,6 +8,7 @@ starts with "bdfast:"; only BDFAST_CUDA=1 makes it an error.
 """
 
 import atexit
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -28,7 +29,7 @@ except (ImportError, OSError):
     torch = None
 
 ROOT = Path(__file__).resolve().parent
-CHOICE = os.environ.get("BDFAST_CUDA", "auto")
+CHOICE = os.environ.get("BDFAST_CUDA") or "auto"
 # Built against the stable ABI of this torch release: one binary runs on it and on every later one.
 TARGET_TORCH = (2, 13)
 TARGET_TORCH_MACRO = "0x020d000000000000"
@@ -135,8 +136,8 @@ class BuildNative(cpp_extension.BuildExtension if torch else build_ext):
         older = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", chosen) == chosen and "10.0" not in chosen
         if failure := self.try_to_build(shape(home)):
             return False, left_out("CUDA", failure=failure)
-        note = f"built for {chosen} only, as nvcc is older than 12.8. To get all: apt-get install cuda-toolkit-12-8"
-        return True, note if older else ""
+        mend = f"apt-get install cuda-toolkit-12-8 && BDFAST_CUDA=1 {needs.REBUILD}"
+        return True, f"built for {chosen} only, as nvcc is older than 12.8. To get all: {mend}" if older else ""
 
     def try_to_build(self, arguments):
         """Build with these arguments; returns why it failed, and then leaves nothing of it."""
@@ -153,8 +154,9 @@ class BuildNative(cpp_extension.BuildExtension if torch else build_ext):
     def remove_binary(self):
         # In an editable installation the binary lies in the source tree: an old one would hide that none was built.
         for folder in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
-            for binary in (folder / "bdfast").glob("_C.*"):
-                binary.unlink()
+            for binary in (folder / "bdfast").glob("_C*.so"):
+                with contextlib.suppress(OSError):
+                    binary.unlink()
 
 
 def extension():
