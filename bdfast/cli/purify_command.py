@@ -61,7 +61,9 @@ def main(arguments: list[str]) -> None:
     """Run `bdfast purify METHOD`."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
-        lines = [f"  {method.name:<10}{method.summary}" for method in list_methods("purify")]
+        methods = list_methods("purify")
+        width = max(10, *(len(method.name) + 2 for method in methods))
+        lines = [f"  {method.name:<{width}}{method.summary}" for method in methods]
         usage = ["usage: bdfast purify METHOD WEIGHTS --data DATA [OPTIONS]", "", *lines, ""]
         sys.stdout.write("\n".join([*usage, "Options: bdfast purify METHOD --help\n"]))
         return

@@ -28,11 +28,11 @@ from torchvision.utils import save_image
 from bdfast.data import ImageTensors
 from bdfast.training import fit
 torch.manual_seed(0)
-labels = torch.arange(20) % 10
+labels = torch.arange(40) % 10
 colours = torch.rand(10, 3, 1, 1)[labels].expand(-1, -1, 32, 32)
-images = (255 * (0.8 * colours + 0.2 * torch.rand(20, 3, 32, 32))).to(torch.uint8)
+images = (255 * (0.8 * colours + 0.2 * torch.rand(40, 3, 32, 32))).to(torch.uint8)
 model = torchvision.models.resnet18(num_classes=10)
-fit(model, ImageTensors(images, labels), epochs=4, batch_size=10, amp=False)
+fit(model, ImageTensors(images, labels), epochs=12, batch_size=10, amp=False)
 torch.save(model.state_dict(), "weights.pt")
 for index, (image, label) in enumerate(zip(images, labels.tolist())):
     Path(f"clean-images/{label}").mkdir(parents=True, exist_ok=True)
