@@ -1,14 +1,10 @@
 """`bdfast doctor` names what a backend lacks, and the command that brings it."""
 
-import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from building import clean_environment, virtual_environment
 
 from bdfast.cli import doctor_command, main, native_build
 from bdfast.cli.native_build import REBUILD, Missing
@@ -178,23 +174,3 @@ def test_steps_are_printed_in_lines_that_can_be_copied(capsys, monkeypatch):
     assert "backend cuda needs, in this order:" in lines
     assert "unset CUDA_HOME" in lines
     assert f"BDFAST_CUDA=1 {REBUILD}  # in the source tree" in lines
-
-
-@pytest.mark.slow
-def test_doctor_works_where_nothing_is_there(build, tree, once, tmp_path):
-    built = build(tree, CXX="no-such-compiler")
-    shutil.unpack_archive(built.wheel, tmp_path / "unpacked", "zip")
-    python = once("environment", virtual_environment) / "bin" / "python"
-    env = {
-        **clean_environment(),
-        "PATH": str(tmp_path),
-        "PYTHONPATH": str(tmp_path / "unpacked"),
-        "CUDA_HOME": "/nowhere",
-    }
-    command = [python, "-m", "bdfast", "doctor", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    cpu = json.loads(done.stdout)["backends"]["cpu"]
-    assert not cpu["available"]
-    assert cpu["missing"][0] == {"what": "a C++ compiler", "mend": "apt-get install g++"}
-    assert REBUILD in cpu["missing"][-1]["mend"]
