@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from bdfast.ops.lists import grouped, kind, with_rows
@@ -24,6 +25,7 @@ def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
 
 def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
     """The same for any tensors, which the message calls `what`; `name(index)` returns the name for the error."""
+    tensors = [_values(x) for x in tensors]
     for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():
         # A sum over each neuron: the fused op makes these at the speed of the memory, `_foreach_norm` well below it.
         sums = neuron_norms([with_rows(tensors[place]) for place in places], ord=1)
@@ -36,3 +38,10 @@ def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: st
                     f"{name(place)}: expected a finite {what}, got NaN or infinity; the weights are untouched. Lower "
                     "the learning rate, pass amp=False, or look for NaN in images and weights."
                 )
+
+
+def _values(x: Tensor) -> Tensor:
+    """What a sparse tensor holds, or the tensor."""
+    if x.layout is torch.strided:
+        return x
+    return x.coalesce().values() if x.layout is torch.sparse_coo else x.to_dense()

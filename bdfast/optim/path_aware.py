@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bdfast.ops import Mode
-from bdfast.ops.lists import laid_out_like
+from bdfast.ops.lists import alike, laid_out_like, workable
+from bdfast.optim.carried_distance import CarriedDistance, found, stored
 from bdfast.optim.sharp_optimizer import Group, SharpOptimizer
 
 
@@ -30,8 +31,11 @@ class PAM(SharpOptimizer):
     Args:
         params: Parameters, named parameters or groups; a group may have its own `rho`.
         base_optimizer: Class of the base, such as `torch.optim.SGD`, whose step is one pass over memory and gives the
-            distance for the next.
+            distance for the next, which measures it anew where the weights may have been changed in between.
+            Of a tensor of thousands of weights some are looked at: what writes a few of the others through `.data`,
+            and by so much that the distance changes, should write in place under `torch.no_grad()`.
         reference: The weights to look back at, in the order of `params`; kept by reference, so leave them as they are.
+            A group that is added later may have its own `reference`; by default it is what its weights are then.
         rho: Length of the way back, in the units of the weights, over all parameters together.
         **kwargs: Options of the base, such as lr.
     """
@@ -48,22 +52,56 @@ class PAM(SharpOptimizer):
         rho: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(params, base_optimizer, {"rho": rho}, **kwargs)
-        everything = [param for group in self.param_groups for param in group["params"]]
-        references = [x.detach() for x in reference]
-        if [x.shape for x in references] != [param.shape for param in everything]:
+        super().__init__(params, base_optimizer, {"rho": rho, "distance": None}, **kwargs)
+        self._given: dict[Tensor, Tensor] = {}
+        self._laid_out: dict[Tensor, Tensor] = {}
+        self._carried = CarriedDistance()
+        self._look_back([param for group in self.param_groups for param in group["params"]], list(reference))
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As of any optimizer; the group may have its own options, and under `reference` the weights to look back at."""
+        super().add_param_group(param_group)
+        if "_given" not in self.__dict__:  # still in the constructor
+            return
+        try:
+            params = param_group["params"]
+            given = param_group.pop("reference", None)
+            self._look_back(params, [x.detach().clone() for x in params] if given is None else list(given))
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options, momentum, and the distance of the weights that belong to them."""
+        self._store()
+        return super().state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._store()
+        return super().__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._carried = CarriedDistance()
+
+    def _look_back(self, params: list[Tensor], references: list[Tensor]) -> None:
+        if [x.shape for x in references] != [param.shape for param in params]:
             raise ValueError(
-                f"reference: expected {len(everything)} tensors with the shapes of params, got {len(references)}, "
+                f"reference: expected {len(params)} tensors with the shapes of params, got {len(references)}, "
                 "or others; pass the parameters of the same network in the same order."
             )
-        for index, (x, param) in enumerate(zip(references, everything, strict=True)):
-            if x.numel() and x.data_ptr() == param.data_ptr():
-                raise ValueError(
-                    f"reference[{index}]: expected memory of its own, got that of the parameter, which is trained; "
-                    "pass the parameters of copy.deepcopy(model)."
-                )
-        self._references = {x: laid_out_like(y.to(x.device), x) for x, y in zip(everything, references, strict=True)}
-        self._versions: int | None = None
+        given = {param: x.detach() for param, x in zip(params, references, strict=True)}
+        for index, (param, x) in enumerate(given.items()):
+            self._check_apart(param, x, f"reference[{index}]")
+        self._given.update(given)
+
+    def _check_apart(self, param: Tensor, x: Tensor, name: str) -> None:
+        strided = x.layout is torch.strided and param.layout is torch.strided
+        if strided and x.numel() and x.data_ptr() == param.data_ptr():
+            raise ValueError(
+                f"{name}: expected memory of its own, got that of the parameter, which is trained; "
+                "pass the parameters of copy.deepcopy(model)."
+            )
 
     def _mode(self, group: Group) -> Mode:
         return "path"
@@ -72,27 +110,37 @@ class PAM(SharpOptimizer):
         return param.requires_grad
 
     def _direction(self, param: Tensor) -> Tensor:
-        return self._references[param]
+        return self._reference(param)
 
-    def _reference(self, param: Tensor) -> Tensor | None:
-        return self._references[param]
+    def _reference(self, param: Tensor) -> Tensor:
+        """That of the parameter, as it lies now: its dtype, device and memory format may have changed."""
+        x = self._laid_out.get(param)
+        if x is None or x.shape != param.shape or not alike(x, param):
+            x = self._laid_out[param] = laid_out_like(self._given[param], workable([param])[0][0], "reference")
+        self._check_apart(param, x, "reference")
+        return x
+
+    def _watched(self) -> tuple[list[Tensor], list[Tensor]]:
+        params = [param for param in self._given if param.requires_grad]
+        return params, [self._reference(param) for param in params]
 
     def _known_norm(self) -> Tensor | None:
-        """The distance that the last step ended at, unless somebody else has changed the weights since."""
-        norm = self.state.get("path", {}).get("norm")  # type: ignore[call-overload]
-        return norm if norm is not None and self._versions in (None, self._version()) else None
+        """The distance that the last step ended at, unless somebody else may have changed the weights since."""
+        if self._carried:
+            return self._carried.get(*self._watched())
+        numbers = self.param_groups[0]["distance"]
+        return None if numbers is None else found(numbers, *self._watched())
 
     def _stepped(self, params: list[Tensor], distance: Tensor | None) -> None:
+        self._carried.forget()
+        self.param_groups[0]["distance"] = None
+        watched, references = self._watched()
         # Everything that moves must have been stepped for the distance to be that of all.
-        moving = sum(param.requires_grad for param in self._references)
-        known = distance is not None and len(params) == moving
-        self.state["path"] = {"norm": distance if known else None}  # type: ignore[index]
-        self._versions = self._version()
+        if distance is not None and len(params) == len(watched):
+            self._carried.keep(distance, watched, references)
 
-    def _version(self) -> int:
-        return sum(param._version for param in self._references)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Options, momentum, and the distance of the weights that belong to them."""
-        super().load_state_dict(state_dict)
-        self._versions = None
+    def _store(self) -> None:
+        """Put the distance where checkpoints and copies have it; what was loaded stays there until it is needed."""
+        if self._carried:
+            distance = self._known_norm()
+            self.param_groups[0]["distance"] = None if distance is None else stored(distance, *self._watched())
