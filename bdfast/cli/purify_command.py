@@ -20,6 +20,7 @@ from bdfast.data.augmentation import Augmentation
 from bdfast.defenses import METHODS, Defense
 from bdfast.defenses.purification import purify
 from bdfast.errors import nearest
+from bdfast.files import writable_folder
 from bdfast.methods import list_methods
 
 Flat = tyro.conf.arg(name="")
@@ -79,6 +80,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _purify(command: Purify, method: Defense) -> None:
+    writable_folder(command.output)
     model, spec = command.model.load()
     clean = command.clean.load(train=True, spec=spec)
     if command.images is not None:

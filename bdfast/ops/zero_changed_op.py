@@ -18,7 +18,7 @@ def zero_changed_(
 ) -> Tensor:
     """Set to zero, in place, every sub-weight of the selected neurons whose change is at least `tau`.
 
-    params[i][j, ...] = 0 where neurons[r] and abs(xs[i][j, ...] - refs[i][j, ...]) >= tau. Ties with `tau`
+    `params[i][j, ...] = 0` where `neurons[r] and abs(xs[i][j, ...] - refs[i][j, ...]) >= tau`. Ties with `tau`
     are zeroed as well. A NaN change is not at least any number, so it is left alone, unless `tau` itself is
     NaN: then the NaN changes are the ones that are zeroed.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bdfast import ops
 from bdfast.ops.lists import grouped, kind, laid_out_like, with_rows, workable
 
-SAMPLES = 1024
+SAMPLES = 512
 """How many weights of a tensor are looked at, up to twice as many; smaller ones are looked at as a whole."""
 
 Stored = tuple[float, float]

@@ -125,7 +125,12 @@ class PAM(SharpOptimizer):
         return params, [self._reference(param) for param in params]
 
     def _known_norm(self) -> Tensor | None:
-        """The distance that the last step ended at, unless somebody else may have changed the weights since."""
+        """The distance that the last step ended at, unless somebody else may have changed the weights since.
+
+        The ops return it in float32, which is too little for weights in float64.
+        """
+        if any(param.dtype == torch.float64 for param in self._given):
+            return None
         if self._carried:
             return self._carried.get(*self._watched())
         numbers = self.param_groups[0]["distance"]

@@ -64,7 +64,9 @@ class SavedWeights:
         for move, copied, works, dirs, saved in calls:
             known = None if norm is None else norm.to(works[0].device)
             self._writing = move.params, mark(saved)
-            norms.append(ops.perturb_(works, dirs, saved, rho=move.rho, mode=move.mode, scope=scope, eps=eps, norm=known))
+            norms.append(
+                ops.perturb_(works, dirs, saved, rho=move.rho, mode=move.mode, scope=scope, eps=eps, norm=known)
+            )
             write(copied)
             self.moved = [*self.moved, *move.params]
             self._writing = None

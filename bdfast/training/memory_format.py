@@ -25,7 +25,8 @@ def channels_last_pays(model: nn.Module, device: torch.device, amp: bool) -> boo
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Inside, weights of four dimensions are channels-last; the original memory format is restored on exit."""
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.ndim == 4 and x.is_contiguous()]
-    model.to(memory_format=torch.channels_last)
+    for x in tensors:  # not model.to(memory_format=...), which refuses tensors of five dimensions
+        x.data = x.data.contiguous(memory_format=torch.channels_last)
     try:
         yield
     finally:
