@@ -33,23 +33,29 @@ def with_rows(x: Tensor) -> Tensor:
     return x.view(1) if x.ndim == 0 else x
 
 
-def alike(x: Tensor, like: Tensor) -> bool:
-    """Whether a kernel can go through both of the same shape side by side."""
-    if x.dtype != like.dtype or x.device != like.device:
-        return False
-    return x.stride() == like.stride() or strides(x) == strides(like)
+def rows(xs: Sequence[Tensor]) -> list[Tensor]:
+    """`with_rows` for a list."""
+    return [x.view(1) if x.ndim == 0 else x for x in xs]
 
 
 def laid_out_like(x: Tensor, like: Tensor, what: str = "gradient") -> Tensor:
     """`x`, or a copy with the strides, dtype and device of `like`, where it has others; `what` it is, for the error."""
     if x.layout is not torch.strided:
         x = x.to_dense()
+    # Shapes are left to the ops here, which compare them faster and refuse others.
+    if x.dtype == like.dtype and x.device == like.device and (x.stride() == like.stride() or strides(x) == strides(like)):
+        return x
     if x.shape != like.shape:
         raise ValueError(
             f"{what}: expected the shape of its parameter, {list(like.shape)}, got {list(x.shape)}; make it anew for a "
             "parameter that has changed its shape."
         )
-    return x if alike(x, like) else torch.empty_like(like).copy_(x)
+    return torch.empty_like(like).copy_(x)
+
+
+def layouts(xs: Sequence[Tensor]) -> tuple[list[object], ...]:
+    """What makes memory for one tensor the right memory for another."""
+    return [x.dtype for x in xs], [x.device for x in xs], [x.shape for x in xs], [x.stride() for x in xs]
 
 
 def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
@@ -65,7 +71,7 @@ def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor,
     works, copied = [], []
     for param in params:
         x = param.detach()
-        if x.layout is not torch.strided or not checks.rows_are_dense(with_rows(x)):
+        if x.layout is not torch.strided or not (x.is_contiguous() or checks.rows_are_dense(x)):
             x = x.to_dense().contiguous()
             copied.append((param, x))
         works.append(x)

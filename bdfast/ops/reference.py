@@ -95,7 +95,7 @@ def perturb_(
     norm = norm.clone()
     moving = (norm > 0) & norm.isfinite()
     scale = torch.where(moving, rho / (norm + eps), 0).expand(len(params))
-    torch._foreach_copy_(saved, params)  # all before any moves: whoever is interrupted finds the way back
+    torch._foreach_copy_([*saved], [*params])  # all before any moves: whoever is interrupted finds the way back
     for param, x, factor in zip(params, dirs, scale, strict=True):
         step = direction(param, x, 2) * factor
         # 0 * inf is NaN, and what does not move keeps its bits.

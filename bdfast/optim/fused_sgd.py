@@ -36,8 +36,8 @@ class _Call:
 class FusedSGD:
     """A step that makes one call for all parameters that share options, dtype and device.
 
-    Everything is made and looked at first. Once a call has written, momentum that is overwritten cannot be had back: what
-    is interrupted then has to be finished.
+    Everything is made and looked at first. Once a call has written, the old momentum is lost: what is interrupted then
+    has to be finished.
 
     Args:
         state: Of the optimizer; holds the momentum as `torch.optim.SGD` keeps it.
@@ -69,8 +69,8 @@ class FusedSGD:
         for (group, param), work in zip(stepping, works, strict=True):
             # torch's SGD leaves the dampening out of the first step.
             fresh = state.get(param, {}).get("momentum_buffer") is None
-            options = [float(group[name]) for name in ("lr", "momentum", "nesterov", "weight_decay", "maximize")]
-            keys.append((*options, 0.0 if fresh else group["dampening"], *kind(work)))
+            numbers = [float(group[name]) for name in ("lr", "momentum", "nesterov", "weight_decay", "maximize")]
+            keys.append((*numbers, 0.0 if fresh else group["dampening"], *kind(work)))
         self._calls: list[_Call] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         for key, places in grouped(zip(keys, range(len(keys)), strict=True)).items():
@@ -82,7 +82,7 @@ class FusedSGD:
                 if momentum
             ]
             self._buffers += zip([params[i] for i in places], buffers, strict=False)
-            lists = {
+            lists: dict[str, list[Tensor] | None] = {
                 "params": [works[i] for i in places],
                 "saved": [laid_out_like(saved[i], works[i], "weights before the step") for i in places],
                 "grads": [seconds[i] for i in places],
@@ -99,8 +99,8 @@ class FusedSGD:
                 "alpha": alpha,
                 "maximize": bool(maximize),
             }
-            with_rows_each = {name: None if xs is None else [with_rows(x) for x in xs] for name, xs in lists.items()}
-            self._calls.append(_Call(with_rows_each, options))
+            rows = {name: None if xs is None else [with_rows(x) for x in xs] for name, xs in lists.items()}
+            self._calls.append(_Call(rows, options))
         self._state, self._copied = state, copied
 
     def take(self) -> Tensor | None:

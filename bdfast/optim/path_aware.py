@@ -59,7 +59,7 @@ class PAM(SharpOptimizer):
         self._look_back([param for group in self.param_groups for param in group["params"]], list(reference))
 
     def add_param_group(self, param_group: Group) -> None:
-        """As of any optimizer; the group may have its own options, and under `reference` the weights to look back at."""
+        """As of any optimizer; the group may have its own `rho`, and a `reference` to look back at."""
         super().add_param_group(param_group)
         if "_given" not in self.__dict__:  # still in the constructor
             return

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from bdfast import ops
-from bdfast.ops import Mode, Scope, checks
+from bdfast.ops import Mode, Scope
 from bdfast.ops.lists import (
-    alike,
     euclidean,
-    grouped,
-    kind,
     laid_out_like,
+    layouts,
     norm_along,
-    with_rows,
+    rows,
     workable,
     write,
 )
@@ -47,46 +45,47 @@ class SavedWeights:
         self.copies: dict[Tensor, Tensor] = {}
         self.moved: list[Tensor] = []
         self._writing: tuple[list[Tensor], Tensor | None] | None = None
+        self._ids: list[int] = []
+        self._layouts: object = None
+        self._memory: list[Tensor] = []
 
     def perturb(
         self, moves: Sequence[Move], *, scope: Scope, norm: Tensor | None = None, eps: float = 1e-12
     ) -> list[Tensor]:
         """Save the parameters and move them; returns the norms, as `bdfast.ops.perturb_` does, one per move."""
-        calls = []
+        params = [param for move in moves for param in move.params]
+        works, copied = workable(params)
+        memory = self._memory_for(params, works)
+        calls, begin = [], 0
         for move in moves:
-            works, copied = workable(move.params)
-            dirs = [with_rows(laid_out_like(x.detach(), work)) for x, work in zip(move.directions, works, strict=True)]
-            saved = [with_rows(self._memory(param, work)) for param, work in zip(move.params, works, strict=True)]
-            calls.append((move, copied, [with_rows(work) for work in works], dirs, saved))
+            end = begin + len(move.params)
+            dirs = [laid_out_like(x.detach(), work) for x, work in zip(move.directions, works[begin:end], strict=True)]
+            calls.append((move, rows(works[begin:end]), rows(dirs), rows(memory[begin:end])))
+            begin = end
         if norm is None and scope == "global" and len(calls) > 1:
-            norm = euclidean([norm_along(move.mode, works, dirs) for move, _, works, dirs, _ in calls])
+            norm = euclidean([norm_along(move.mode, moving, dirs) for move, moving, dirs, _ in calls])
         norms = []
-        for move, copied, works, dirs, saved in calls:
-            known = None if norm is None else norm.to(works[0].device)
+        for move, moving, dirs, saved in calls:
             self._writing = move.params, mark(saved)
-            norms.append(
-                ops.perturb_(works, dirs, saved, rho=move.rho, mode=move.mode, scope=scope, eps=eps, norm=known)
-            )
-            write(copied)
+            known = None if norm is None else norm.to(moving[0].device)
+            options = {"rho": move.rho, "mode": move.mode, "scope": scope, "eps": eps, "norm": known}
+            norms.append(ops.perturb_(moving, dirs, saved, **options))  # type: ignore[arg-type]
             self.moved = [*self.moved, *move.params]
             self._writing = None
+        write(copied)
         return norms
 
     def save(self, params: Sequence[Tensor]) -> None:
-        """Copy the parameters as they stand.
+        """Copy the parameters as they stand."""
+        if params:
+            works, _ = workable(params)
+            torch._foreach_copy_(self._memory_for(params, works), works)
+            known = set(self.moved)
+            self.moved = [*self.moved, *(param for param in params if param not in known)]
 
-        Raises:
-            ValueError, TypeError: No kernel takes one of them; nothing has been changed.
-        """
-        if not params:
-            return
-        works, _ = workable(params)
-        for group in grouped((kind(work), with_rows(work)) for work in works).values():
-            checks.check_lists("step", {"params": group})
-            checks.check_writable("step", "params", group)
-        torch._foreach_copy_([self._memory(param, work) for param, work in zip(params, works, strict=True)], works)
-        known = set(self.moved)
-        self.moved = [*self.moved, *(param for param in params if param not in known)]
+    def of(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The copies of these parameters."""
+        return self._memory if [*map(id, params)] == self._ids else [self.copies[param] for param in params]
 
     def put_back(self, params: Sequence[Tensor] | None = None) -> None:
         """Write the copies of these parameters back, by default of all that moved; they still count as moved."""
@@ -95,18 +94,27 @@ class SavedWeights:
             if not is_marked(marked):
                 self.moved = [*self.moved, *begun]
             self._writing = None
-        write([(param, self.copies[param]) for param in (self.moved if params is None else params)])
+        back = self.moved if params is None else params
+        write([*zip(back, self.of(back), strict=True)])
 
     def forget(self) -> None:
         """None of the copies counts any more."""
         self.moved, self._writing = [], None
 
-    def _memory(self, param: Tensor, work: Tensor) -> Tensor:
-        """Anew where the parameter has changed its dtype, device, shape or memory format."""
-        copy = self.copies.get(param)
-        if copy is None or copy.shape != work.shape or not alike(copy, work):
-            copy = self.copies[param] = torch.empty_like(work)
-        return copy
+    def _memory_for(self, params: Sequence[Tensor], works: list[Tensor]) -> list[Tensor]:
+        """Anew where a parameter has changed its dtype, device, shape or memory format."""
+        ids, laid_out = [*map(id, params)], layouts(works)
+        if ids == self._ids and laid_out == self._layouts:
+            return self._memory
+        memory = []
+        for param, work in zip(params, works, strict=True):
+            copy = self.copies.get(param)
+            if copy is None or layouts([copy]) != layouts([work]):
+                copy = torch.empty_like(work)
+            memory.append(copy)
+        self._ids, self._layouts, self._memory = ids, laid_out, memory
+        self.copies.update(zip(params, memory, strict=True))
+        return memory
 
 
 def mark(tensors: Sequence[Tensor]) -> Tensor | None:

@@ -39,7 +39,7 @@ class Bytes(TorchDispatchMode):
         elif name == "sharp_step_":
             params, saved, second, buffers, first, reference = sizes[:6]
             self._count(name, params + saved + second + 2 * buffers + first + reference)
-        elif not func.is_view and name != "is_set_to":  # which compares addresses
+        elif not func.is_view:
             before = {x.data_ptr() for a in arguments for x in tree_leaves(a) if isinstance(x, torch.Tensor)}
             results = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
             self.made += sum(x.nbytes for x in results if x.data_ptr() not in before)
