@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 NATIVE := $(shell find csrc -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench gpu-check clean
+.PHONY: help install demo test package-test wheel docs lint format bench gpu-check clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,7 +20,9 @@ $(BIN)/python:
 
 $(INSTALLED): $(BIN)/python pyproject.toml setup.py $(NATIVE)
 	$(BIN)/python -m pip install --quiet 'torch>=2.13' torchvision 'setuptools>=77' ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev,docs]'
+	@# pip does not show what the build has left out.
+	@$(BIN)/bdfast doctor
 	@touch $@
 
 install: $(INSTALLED) ## Virtual environment, dependencies, native build
@@ -29,12 +31,22 @@ demo: $(INSTALLED) ## Train a backdoored network, clean it, write demo-output/re
 	$(BIN)/bdfast demo
 
 test: $(INSTALLED) ## The test suite, with coverage
-	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=80 --durations=10
+	$(BIN)/pytest -n auto --ignore=tests/packaging --cov --cov-report=term --cov-fail-under=97 --durations=10
 
-lint: $(INSTALLED) ## ruff, mypy, clang-format
+package-test: $(INSTALLED) ## Build the sdist and the wheel, install it elsewhere and try it there
+	$(BIN)/pytest -n auto tests/packaging --durations=10
+
+docs: $(INSTALLED) ## The documentation, into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: $(INSTALLED) ## A wheel in dist/, for this platform where the native kernels are in it
+	$(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps --wheel-dir dist .
+
+lint: $(INSTALLED) ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(filter-out %.c,$(NATIVE))
 
 format: $(INSTALLED) ## Format everything in place
@@ -53,4 +65,4 @@ gpu-check: $(BIN)/python ## On a machine with a GPU: build, test and time everyt
 	BDFAST_BENCH_DEVICE=cuda BDFAST_BACKEND=triton $(BIN)/python -m bench -k "test_op or test_step"
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-bootstrap build dist *.egg-info bdfast/_C*.so demo-output .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV)-bootstrap build dist site *.egg-info bdfast/_C*.so demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

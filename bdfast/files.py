@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,30 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a file that appears whole or not at all."""
+    """Write JSON to a file that appears whole or not at all; NaN and infinity, which JSON has not, become null."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def writable_folder(folder: Path) -> None:
+    """Make a folder, parents included, and see that files can be written there, before hours of work end in it.
+
+    Raises:
+        OSError: They cannot; the message names the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        got = f"{str(folder)!r} ({error.strerror})"
+        message = f"output: expected a folder that can be written to, got {got}; choose another"
+        raise type(error)(error.errno, message) from error

@@ -83,12 +83,14 @@ def plan(
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(derived_seed(seed, "clean")))
     count = round(clean_share * len(order))
     pixels = source.train.images.float() / 255
+    names = tuple(source.train.class_names or ())
     spec = ModelSpec(
-        num_classes=len(source.train.class_names or ()),
+        num_classes=len(names),
         in_channels=1,
         width=16,
         mean=(round(pixels.mean().item(), 4),),
         std=(round(pixels.std().item(), 4),),
+        class_names=names,
     )
     return Plan(
         source=source,

@@ -5,13 +5,12 @@ triggered test data, which a defender does not have. The rule here is the same f
 whose clean accuracy, on images that the probe was not tuned on and with BatchNorm statistics recalibrated, stays within
 a budget of that of the weakest setting.
 
-The budget counts from the weakest setting and not from the model handed in, since a short fine-tuning on a part of the
+The budget counts from the weakest setting and not from the original model, since a short fine-tuning on a part of the
 clean set costs accuracy whatever the strength, and the full one gives it back (docs/choosing-strength.md).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,13 +19,14 @@ from torch import nn
 from bdfast.data.batches import Batches
 from bdfast.training import Probe, Run
 from bdfast.training.batchnorm import recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.seeds import derived_seed
 
 PROBE_EPOCHS = 6
 """Epochs of the fine-tuning in a probe."""
 
 TUNED_ON = 0.75
-"""Share of the clean images that a probe is tuned on; the others judge it."""
+"""Share of the clean images that a probe is tuned on; it is measured on the others."""
 
 Attempt = Callable[[float, nn.Module, Batches, str], None]
 """(strength, model, images, stage): a short purification of the model, in place, of that strength."""
@@ -88,7 +88,7 @@ def choose_strength(
     tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "split"))
 
     def probe(value: float) -> float:
-        candidate = copy.deepcopy(model)
+        candidate = copy_of(model)
         attempt(value, candidate, tuning, f"probe {option}={value:g}")
         recalibrate(candidate, tuning.ordered(), run.forward)
         return run.accuracy(candidate, held_out)

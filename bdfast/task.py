@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, ...]]
 """(model, batch) -> (logits [..., K], targets [...]): [B, K] for images, [B, T, K] for tokens, [B, B] for pairs."""
+
+LOGITS = ("logits", "out", "output", "scores", "pred", "preds", "prediction")
+"""Names under which models return their logits, in the order in which they are looked for."""
 
 IGNORED = -100
 """A target that counts neither in the loss nor in the accuracy, such as padding; the value that torch uses."""
@@ -25,14 +29,95 @@ class StepResult(NamedTuple):
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
-    """For batches of (images, labels) and of (images, target labels, original labels)."""
+    """For batches of (images, labels) and of (images, target labels, original labels).
+
+    Images that are floating-point numbers are brought to the dtype of the model.
+    """
     images, *labels = batch
+    if isinstance(images, Tensor) and images.is_floating_point():
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+        images = images.to(dtype)
     return (model(images), *labels)
 
 
+def normalized(forward: Forward) -> Forward:
+    """The same forward pass, with the logits taken out of what the model returns, and labels as int64.
+
+    Logits are found in a dict, a named tuple or an object under a name of `LOGITS`. Labels may have any integer type,
+    or be whole numbers in a floating-point type, with a superfluous last dimension of one.
+
+    Raises:
+        ValueError: On call, where logits or labels are not found.
+    """
+
+    def run(model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+        output, *labels = forward(model, batch)
+        logits = logits_of(output)
+        return (logits, *(class_numbers(column, logits) for column in labels))
+
+    return run
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned.
+
+    Raises:
+        ValueError: There are none under a common name.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list) and len(output) == 1:
+        return logits_of(output[0])
+    for name in LOGITS:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise ValueError(
+        f"model: expected logits, a tensor, or a dict or object with one of {', '.join(LOGITS)}, got "
+        f"{type(output).__name__}; pass forward=lambda model, batch: (logits, targets) that takes them out."
+    )
+
+
+def class_numbers(labels: Any, logits: Tensor) -> Tensor:
+    """Labels as int64, of the shape [...] of logits [..., K].
+
+    Raises:
+        ValueError: They are no whole numbers, or soft or one-hot labels.
+    """
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels: expected class numbers in a tensor, got {type(labels).__name__}; give every sample an integer "
+            "label."
+        )
+    if labels.ndim == logits.ndim and labels.shape[:-1] == logits.shape[:-1]:
+        if labels.shape[-1] == 1:
+            labels = labels.squeeze(-1)
+        elif labels.shape == logits.shape:
+            raise ValueError(
+                f"labels: expected one class number per sample, got {list(labels.shape)}, which are one-hot or soft "
+                "labels; pass labels.argmax(-1)."
+            )
+    if labels.dtype == torch.int64:
+        return labels
+    if labels.is_complex() or (labels.is_floating_point() and not bool((labels == labels.round()).all())):
+        raise ValueError(
+            f"labels: expected whole numbers, got {labels.dtype} with fractions or NaN; give every sample a class "
+            "number."
+        )
+    return labels.long()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float64, in which tests compare, stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy [] of logits [..., K] and targets [...], in float32; `IGNORED` targets do not count."""
-    flat = logits.float().flatten(0, -2)
+    """The mean cross-entropy [] of logits [..., K] and targets [...], in float32 or more.
+
+    `IGNORED` targets do not count.
+    """
+    flat = at_least_float32(logits).flatten(0, -2)
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
@@ -50,8 +135,19 @@ def device_of(model: nn.Module) -> torch.device:
     """The one device of a model's parameters.
 
     Raises:
-        ValueError: There are none, or they lie on several.
+        ValueError: There are none, they lie on several devices, or they have no values yet.
     """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"model: expected initialised parameters, got {name}, which is lazy; run one forward pass first, so "
+                "that its layer takes its size."
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"model: expected parameters with values, got {name} on the meta device; load the weights first, for "
+                "example with load_state_dict(..., assign=True)."
+            )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
         found = ", ".join(sorted(map(str, devices))) or "no parameters at all"
@@ -76,15 +172,12 @@ def checked_forward(
     """
     try:
         logits, *columns = forward(model, batch)
-    except (RuntimeError, ValueError, TypeError) as error:
-        shapes = (
-            [list(part.shape) for part in batch if isinstance(part, Tensor)]
-            if isinstance(batch, tuple | list)
-            else type(batch).__name__
-        )
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        if str(error).startswith(("labels: ", "model: ")):
+            raise ValueError(f"{where}: {error}") from error
         raise ValueError(
-            f"{where}: expected input that the model takes, got {shapes}, and the model said: {error}; "
-            "check image size and channels, or pass forward=."
+            f"{where}: expected input that the model takes, got {_described(batch)}, and the model said: {error}; "
+            "check image size, channels and dtype, or pass forward=."
         ) from error
     if logits.ndim < 2:
         raise ValueError(
@@ -118,3 +211,9 @@ def _check_labels(column: Tensor, logits: Tensor, where: str) -> None:
             f"{where}: expected labels 0..{logits.shape[-1] - 1}, since the model has {logits.shape[-1]} outputs, "
             f"got {low}..{high}; relabel the data or load the right model."
         )
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, tuple | list):
+        return ", ".join(f"{list(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in batch)
+    return type(batch).__name__

@@ -59,14 +59,14 @@ def main() -> None:
         return
     scenario = scenario_of(study.attack, study.seed, study.networks)
     model = scenario.model
-    judge = bdfast.Evaluator(scenario.test, scenario.triggered)
-    before = judge(model)
+    evaluator = bdfast.Evaluator(scenario.test, scenario.triggered)
+    before = evaluator(model)
     print(before)
     option = getattr(METHODS[study.method], "strength", "")
 
     def purified(**options: float) -> dict[str, Any]:
         result = bdfast.purify(model, scenario.clean, method=study.method, seed=study.seed, progress=True, **options)
-        row = {"value": result.options.get(option), **judge(result.model, baseline=before).as_dict()}
+        row = {"value": result.options.get(option), **evaluator(result.model, baseline=before).as_dict()}
         probes = {probe.value: probe.accuracy for probe in result.history if isinstance(probe, Probe)}
         print(row, flush=True)
         return {**row, "probes": probes, "found": result.found, "seconds": result.seconds, "options": result.options}

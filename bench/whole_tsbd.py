@@ -169,14 +169,14 @@ def main() -> None:
     study = tyro.cli(Study, description=__doc__)
     scenario = scenario_of(study.attack, study.seed, study.networks)
     model = scenario.model
-    judge = bdfast.Evaluator(scenario.test, scenario.triggered)
-    before = judge(model)
+    evaluator = bdfast.Evaluator(scenario.test, scenario.triggered)
+    before = evaluator(model)
     data = Batches(scenario.clean, device="cpu")
     clocks = {"ours": Clock(), "published": Clock()}
     rows = {}
     started = perf_counter()
     result = ours(model, scenario.clean, study.seed, clocks["ours"])
-    rows["ours"] = {"seconds": perf_counter() - started, **judge(result.model, baseline=before).as_dict()}
+    rows["ours"] = {"seconds": perf_counter() - started, **evaluator(result.model, baseline=before).as_dict()}
     unlearning = [row for row in result.history if isinstance(row, Epoch) and row.stage == "unlearn"]
     per_epoch = -(-len(data) // data.batch_size)
     # Our last epoch ends within; ours counts at least the batches that it is judged by.
@@ -185,7 +185,7 @@ def main() -> None:
     started = perf_counter()
     with seeded(study.seed, torch.device("cpu")):
         purified = published(plain, data, steps, study.seed, clocks["published"])
-    rows["published"] = {"seconds": perf_counter() - started, **judge(purified, baseline=before).as_dict()}
+    rows["published"] = {"seconds": perf_counter() - started, **evaluator(purified, baseline=before).as_dict()}
     record = {
         "attack": study.attack,
         "seed": study.seed,

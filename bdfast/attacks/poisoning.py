@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,24 +10,9 @@ from torch.utils.data import Dataset
 
 from bdfast.attacks.base import Attack
 from bdfast.data.images import ImageTensors, to_float, to_uint8
+from bdfast.data.labels import labels_of
 
 Sample = tuple[torch.Tensor, int]
-
-
-def labels_of(data: Dataset[Any]) -> torch.Tensor:
-    """All labels [N] of a data set, without decoding images where the set stores labels apart.
-
-    Torchvision's sets and ImageFolder keep them in `targets`; otherwise every sample is read.
-    """
-    for name in ("labels", "targets"):
-        stored = getattr(data, name, None)
-        if stored is not None:
-            return torch.as_tensor(stored).long()
-    if not isinstance(data, Sized):
-        raise TypeError(
-            f"data: expected a data set with a length, got {type(data).__name__}; use a map-style data set."
-        )
-    return torch.tensor([int(data[i][1]) for i in range(len(data))])
 
 
 def poisoned(data: Dataset[Any], attack: Attack, *, seed: int = 0) -> PoisonedView | ImageTensors:

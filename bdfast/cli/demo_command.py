@@ -19,7 +19,7 @@ from bdfast.defenses.purification import purify
 from bdfast.errors import nearest
 from bdfast.evaluation import Evaluator
 from bdfast.evaluation.landscape import Landscape, survey
-from bdfast.files import write_json
+from bdfast.files import writable_folder, write_json
 from bdfast.io import save_weights
 from bdfast.scenario import Scenario, plan, plant
 
@@ -64,17 +64,17 @@ def main(arguments: list[str]) -> None:
     started = perf_counter()
     console = demo.show.console
     planned = plan(demo.attack, seed=demo.seed, clean_share=demo.clean_share)
-    demo.output.mkdir(parents=True, exist_ok=True)
+    writable_folder(demo.output)
     console.print(f"Data: {planned.source.message}. The defender holds {len(planned.clean):,} clean images.")
     scenario = plant(planned, seed=demo.seed, progress=demo.show.progress())
     model = scenario.model
     save_weights(model, demo.output / "backdoored.safetensors", description=scenario.spec.to_json())
 
-    judge = Evaluator(scenario.test, scenario.triggered, device=next(model.parameters()).device)
-    before = judge(model)
+    evaluator = Evaluator(scenario.test, scenario.triggered, device=next(model.parameters()).device)
+    before = evaluator(model)
     console.print(metrics_table({"backdoored": before}))
     result = purify(model, scenario.clean, method=demo.method, seed=demo.seed, progress=demo.show.progress())
-    after = judge(result.model, baseline=before)
+    after = evaluator(result.model, baseline=before)
     result.save(demo.output / "purified", description=scenario.spec.to_json())
 
     seconds = perf_counter() - started
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
         after=after,
         result=result,
         examples=_examples(scenario, model, result.model),
-        surroundings=_surroundings(scenario, model, result.model),
+        landscape=_landscape(scenario, model, result.model),
         facts=_facts(demo, scenario, seconds),
     )
     demo.show.result(content, metrics_table({"backdoored": before, "purified": after}))
@@ -135,7 +135,7 @@ def _examples(scenario: Scenario, before: nn.Module, after: nn.Module) -> report
     )
 
 
-def _surroundings(scenario: Scenario, before: nn.Module, after: nn.Module) -> Landscape:
+def _landscape(scenario: Scenario, before: nn.Module, after: nn.Module) -> Landscape:
     """On few images, as there are eleven points with two sets each."""
 
     def few(images: ImageTensors) -> ImageTensors:
@@ -143,9 +143,9 @@ def _surroundings(scenario: Scenario, before: nn.Module, after: nn.Module) -> La
         return images.subset(order[:SURVEYED])
 
     test = few(scenario.test)
-    judge = Evaluator(test, Triggered(test, scenario.attack), device=next(after.parameters()).device)
+    evaluator = Evaluator(test, Triggered(test, scenario.attack), device=next(after.parameters()).device)
     note = f"Measured on {SURVEYED:,} clean images, and the way below on {SURVEYED:,} test images."
-    return survey(before, after, judge, few(scenario.clean), note=note)
+    return survey(before, after, evaluator, few(scenario.clean), note=note)
 
 
 def _facts(demo: Demo, scenario: Scenario, seconds: float) -> dict[str, str]:

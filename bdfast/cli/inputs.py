@@ -21,7 +21,7 @@ class ModelInput:
     """A trained network on disk.
 
     Attributes:
-        weights: Checkpoint: safetensors, or a state dict saved by torch.
+        weights: Checkpoint: safetensors, or saved by torch with the weights under any key.
         spec: How to build the network. A checkpoint that bdfast wrote carries it; then these options are not used.
     """
 
@@ -31,9 +31,23 @@ class ModelInput:
     def load(self) -> tuple[nn.Module, ModelSpec]:
         """The network with its weights, on the GPU if there is one."""
         described = read_description(self.weights)
-        spec = ModelSpec.from_json(described) if described else self.spec
+        spec = self.spec
+        if described:
+            spec = ModelSpec.from_json(described)
+            _check_size(spec, self.weights)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return load_into(spec.build(), self.weights).to(device), spec
+
+
+def _check_size(spec: ModelSpec, weights: Path) -> None:
+    """Refuse a description of a network that is larger than its file, before any memory is taken for it."""
+    with torch.device("meta"):
+        values = sum(x.numel() for x in spec.build().state_dict().values())
+    if values > weights.stat().st_size:
+        raise ValueError(
+            f"weights: expected the weights of the network that {weights} describes, got {weights.stat().st_size:,} "
+            f"bytes for {values:,} values; get the whole file, or one that you trust."
+        )
 
 
 @dataclass(frozen=True)
@@ -52,4 +66,12 @@ class DataInput:
 
     def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
         """The data set, with as many channels as the network takes."""
-        return named_data(self.data, train=train, root=self.root, channels=spec.in_channels, size=self.size)
+        return named_data(
+            self.data,
+            train=train,
+            root=self.root,
+            channels=spec.in_channels,
+            size=self.size,
+            classes=spec.num_classes,
+            class_names=spec.class_names,
+        )

@@ -20,6 +20,7 @@ from bdfast.data.augmentation import Augmentation
 from bdfast.defenses import METHODS, Defense
 from bdfast.defenses.purification import purify
 from bdfast.errors import nearest
+from bdfast.files import writable_folder
 from bdfast.methods import list_methods
 
 Flat = tyro.conf.arg(name="")
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> None:
     """Run `bdfast purify METHOD`."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
-        lines = [f"  {method.name:<10}{method.summary}" for method in list_methods("purify")]
+        methods = list_methods("purify")
+        width = max(10, *(len(method.name) + 2 for method in methods))
+        lines = [f"  {method.name:<{width}}{method.summary}" for method in methods]
         usage = ["usage: bdfast purify METHOD WEIGHTS --data DATA [OPTIONS]", "", *lines, ""]
         sys.stdout.write("\n".join([*usage, "Options: bdfast purify METHOD --help\n"]))
         return
@@ -79,6 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _purify(command: Purify, method: Defense) -> None:
+    writable_folder(command.output)
     model, spec = command.model.load()
     clean = command.clean.load(train=True, spec=spec)
     if command.images is not None:

@@ -52,7 +52,7 @@ class ImageTensors(Dataset[tuple[torch.Tensor, int]]):
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 0..1, with the very division that torchvision's ToTensor does."""
+    """uint8 0..255 -> float32 0..1, with the same division as torchvision's ToTensor."""
     return images.to(torch.float32).div_(255)
 
 

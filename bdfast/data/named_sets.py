@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from bdfast.data.image_folder import ClassFolders
 from bdfast.data.sources import default_cache, demo_data
 from bdfast.errors import nearest
 
@@ -18,7 +20,14 @@ DEMO = "fashion-mnist"
 
 
 def named_data(
-    name: str, *, train: bool, root: Path | None = None, channels: int = 3, size: int | None = None
+    name: str,
+    *,
+    train: bool,
+    root: Path | None = None,
+    channels: int = 3,
+    size: int | None = None,
+    classes: int | None = None,
+    class_names: Sequence[str] = (),
 ) -> Dataset[Any]:
     """A map-style data set of (image [channels, H, W] float32 in [0, 1], label).
 
@@ -29,9 +38,12 @@ def named_data(
         root: Where torchvision's files lie; nothing is downloaded. The data cache when left out.
         channels: 1 turns images to grey, 3 grey ones to colour.
         size: Scale and crop images to this many pixels a side; needed where they differ in size.
+        classes: How many outputs the model has; a folder must have as many sub-folders.
+        class_names: Names of the outputs in their order, where the checkpoint stores them; the sub-folders of a folder
+            are matched with these.
 
     Raises:
-        ValueError: There is no such folder or set, or its files are missing.
+        ValueError: There is no such folder or set, its files are missing, or its classes are not those of the model.
     """
     if name == DEMO and root is None:
         source = demo_data()
@@ -41,13 +53,7 @@ def named_data(
         steps += [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
     transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
     if Path(name).is_dir():
-        try:
-            return datasets.ImageFolder(name, transform=transform)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"data: expected one sub-folder of images per class in {name}, got something else ({error}); "
-                "sort the images into folders."
-            ) from error
+        return ClassFolders(Path(name), transform, classes=classes, class_names=class_names)
     known = [known for known in datasets.__all__ if _splits(known)]
     if name not in known:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bdfast.data.augmentation import overlaid
-from bdfast.data.batches import Batch
+from bdfast.data.batches import Batch, with_images
 from bdfast.defenses.fine_tuning import FineTuning
 from bdfast.defenses.loss import FineTuningLoss, PreparedBatch
 from bdfast.training import Run
@@ -44,7 +44,7 @@ class DistillationLoss(FineTuningLoss):
             with eval_mode(self.teacher), torch.no_grad():
                 answers = self.outputs(self.teacher, batch)[0]
         if self.overlay > 0 and isinstance(batch, tuple | list):
-            batch = (overlaid(batch[0], self.overlay), *batch[1:])
+            batch = with_images(batch, overlaid(batch[0], self.overlay))
         return PreparedBatch(batch, answers)
 
     def of(self, logits: torch.Tensor, targets: torch.Tensor, prepared: PreparedBatch) -> torch.Tensor:

@@ -84,6 +84,7 @@ class FineTuning(Defense):
         stage: str,
         *,
         epochs: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         change: Callable[[Batch], Batch] | None = None,
         record: bool = True,
     ) -> None:
@@ -96,11 +97,12 @@ class FineTuning(Defense):
             run: Seed, precision, progress, history and checkpoints.
             stage: Name of the stage in these.
             epochs: Passes over `data`, if not those of the options.
+            optimizer: Goes on from where it is, with its momentum; a new one when left out.
             change: Applied to each batch once the loss has prepared it.
             record: Put the epochs into the history.
         """
         epochs = self.epochs if epochs is None else epochs
-        optimizer = self.optimizer(model, given)
+        optimizer = self.optimizer(model, given) if optimizer is None else optimizer
         loss = self.loss(given, run)
         held_out = None
         if self.patience is not None and record:

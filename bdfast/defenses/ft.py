@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from bdfast.data.batches import Batches
 from bdfast.defenses.base import Outcome
 from bdfast.defenses.fine_tuning import FineTuning
 from bdfast.training import Run
+from bdfast.training.copies import copy_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FTDefense(FineTuning):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        self.fine_tune(model, copy.deepcopy(model), clean, run, "fine-tune")
+        self.fine_tune(model, copy_of(model), clean, run, "fine-tune")
         return Outcome()
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
@@ -19,6 +19,7 @@ from bdfast.optim import PAM
 from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
 from bdfast.training.batchnorm import Policy
+from bdfast.training.copies import copy_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class PAMDefense(Distilling, ChosenStrength):
         triggered_share: Share of the images in a batch that get the inverted trigger; published: 0.2.
         target: The label that the trigger leads to, where it is known; found by the inversion otherwise.
         invert_epochs: Epochs of the generator in each round; published: 30.
-        compat: "official" finds the target label as published, by an unled generator, and leaves the generator as the
-            first round made it, as the published code does without meaning to.
+        compat: "official" does as the published code: it inverts as `bdfast.BTIDBF.PUBLISHED` says, leaves the
+            generator as the first round made it, which that code does without meaning to, and keeps one SGD with its
+            momentum through all rounds.
     """
 
     paper: ClassVar[str] = "Min et al., NeurIPS 2024, arXiv 2410.09838"
 
-    PUBLISHED: ClassVar[dict[str, object]] = {
+    PUBLISHED: ClassVar[dict[str, Any]] = {
         "rho": 0.5,
         "rounds": 3,
         "epochs": 30,
@@ -61,9 +63,13 @@ class PAMDefense(Distilling, ChosenStrength):
         "invert_epochs": 30,
         "bn": "official",
         "compat": "official",
+        "batch_size": 128,
+        "amp": False,
+        "augment": Augmentation(shift=4, flip=True),
     }
-    """Those of the published script for CIFAR-10: `purify(..., method="pam", **bdfast.PAMDefense.PUBLISHED)`. The
-    inversion keeps the bounds, learning rates and width of `bdfast.BTIDBF`."""
+    """The run of the published script for CIFAR-10, as arguments of `purify`: `purify(..., method="pam",
+    **bdfast.PAMDefense.PUBLISHED)`. The order of the batches, and what is drawn for the augmentation and for the
+    triggered images, are not those of the published code."""
 
     rho: float | None = None
     rounds: int = 2
@@ -89,8 +95,9 @@ class PAMDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        given = copy.deepcopy(model)
-        inverter = BTIDBF(target=self.target, detect="histogram" if self.compat else "scan", epochs=self.invert_epochs)
+        given = copy_of(model)
+        published = BTIDBF.PUBLISHED if self.compat else {}
+        inverter = BTIDBF(**{**published, "target": self.target, "epochs": self.invert_epochs})
         inversion = inverter.run(given, clean, run)
         change = self._triggering(inversion)
 
@@ -98,11 +105,14 @@ class PAMDefense(Distilling, ChosenStrength):
             options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, change=change, record=False)
 
         settled, chosen = self.settled(given, clean, run, attempt)
+        # A round that was finished before a kill loads its optimizer as well, so that the next goes on from there.
+        optimizer = settled.optimizer(model, given) if self.compat else None
         for index in range(self.rounds):
             if index > 0 and not self.compat:
                 inversion = inverter.run(model, clean, run, f"invert {index + 1}", start=inversion)
             stage = f"fine-tune {index + 1}" if index else "fine-tune"
-            settled.fine_tune(model, given, clean, run, stage, change=self._triggering(inversion))
+            change = self._triggering(inversion)
+            settled.fine_tune(model, given, clean, run, stage, optimizer=optimizer, change=change)
         return Outcome(chosen=chosen, found={"target": inversion.target, "evidence": inversion.evidence})
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:

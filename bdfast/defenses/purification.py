@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,13 +19,17 @@ from bdfast import defenses
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.defenses.base import Defense, Outcome
+from bdfast.defenses.preflight import check_model, try_training
 from bdfast.defenses.result import PurifyResult
 from bdfast.errors import nearest
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
-from bdfast.task import Forward, checked_forward, default_forward, device_of
+from bdfast.task import Forward, default_forward, device_of, normalized
 from bdfast.training import Run, Setup, memory_format
+from bdfast.training.clean_set import CleanSet, first_digest, inspect
+from bdfast.training.copies import copy_of
+from bdfast.training.descriptions import described, number, plain
 from bdfast.training.loop import Augment
-from bdfast.training.modes import eval_mode, preserved_modes
+from bdfast.training.modes import preserved_modes
 from bdfast.training.precision import computes_in_bfloat16
 from bdfast.training.progress import Progress, as_progress
 from bdfast.training.resumption import Checkpoints, fingerprint
@@ -56,11 +61,12 @@ def purify(
 
     Args:
         model: Any classifier; its device and dtype are used.
-        clean: Map-style data set of (image, label), or a DataLoader over one, of which batch size, collate function and
-            workers are used. A few hundred images; 5 % of the training set in the literature.
+        clean: Map-style data set of (image, label), or a DataLoader over one, whose sampler says which samples are used
+            and whose batch size, collate function and workers are taken over. A few hundred images; 5 % of the training
+            set in the literature.
         method: A name from `bdfast.list_methods("purify")`, or its options object.
         workdir: Folder for checkpoints. A run that was killed goes on from the last finished epoch when it is called
-            again with the same arguments, and ends with the same bits.
+            again with the same arguments and samples, and ends with the same bits.
         progress: Show progress on stderr.
         inplace: Purify `model` itself instead of a copy. If the run fails, its weights are as they were.
         seed: Fixes all randomness. The global generators are left where they were.
@@ -71,37 +77,66 @@ def purify(
         channels_last: Lay the weights out with their channels innermost meanwhile, where convolutions are faster so.
             The first row of the history says what was done of the two.
         forward: (model, batch) -> (logits [B, K], targets [B]), for batches of another form, such as dicts.
-        **options: Fields of the method's dataclass, by name.
+        **options: Fields of the method's dataclass, by name. `PUBLISHED` of its class has the published ones, and those
+            of the arguments above that go with them: `**{**bdfast.TSBDDefense.PUBLISHED, "batch_size": 64}`.
 
     Returns:
         The purified model with scores, history and the options that were used.
 
+    Warns:
+        UserWarning: The model is no better than chance on `clean`, or `clean` has one class or less than one sample per
+            class. `PurifyResult.warnings` holds the same.
+
     Raises:
         ValueError: An argument is wrong; the message says which, what was expected, what came and what to do. Nothing
             has changed then.
+        TypeError: `clean` is a stream, or a loader that makes its batches by other means than a DataLoader does.
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
     """
     defense = _defense(method, options)
+    seed = number(seed)
     device = device_of(model)
     batches = Batches(clean, device=device, batch_size=batch_size)
-    _check_model(model)
-    _check_clean(model, batches, forward)
+    check_model(model)
+    run = Run(seed=seed, forward=normalized(forward), augment=augment, amp=amp, progress=as_progress(progress))
+    # Scripts for evaluation are often decorated with no_grad or inference_mode as a whole.
+    with torch.inference_mode(False), torch.enable_grad():
+        with seeded(seed, device):
+            facts = inspect(model, batches, run.forward)
+        with seeded(seed, device):
+            try_training(model, batches, run.forward)
+        if workdir is not None:
+            given = {"augment": augment, "forward": forward, "collate_fn": batches.collate}
+            functions = [described(value, name) for name, value in given.items()]
+            settings = f"{defense!r} {seed=} {amp=} {channels_last=} batch_size={batches.batch_size} {functions}"
+            _check_repeatable(batches, facts, seed)
+            run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, f"{settings} {facts.digest}"))
+        for warning in facts.warnings():
+            warnings.warn(warning, stacklevel=2)
+        return _purify(model, defense, batches, run, facts, inplace=inplace, channels_last=channels_last)
 
+
+def _purify(
+    model: nn.Module,
+    defense: Defense,
+    batches: Batches,
+    run: Run,
+    facts: CleanSet,
+    *,
+    inplace: bool,
+    channels_last: bool,
+) -> PurifyResult:
     started = perf_counter()
-    run = Run(seed=seed, forward=forward, augment=augment, amp=amp, progress=as_progress(progress))
-    if workdir is not None:
-        size = f"samples={len(batches)} batch_size={batches.batch_size}"
-        description = f"{defense!r} {seed=} {augment=} {amp=} {channels_last=} {size}"
-        run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, description))
-    target = model if inplace else copy.deepcopy(model)
-    channels_last = channels_last and memory_format.channels_last_pays(model, device, amp)
-    precision = "bfloat16" if amp and computes_in_bfloat16(device) else "as the weights"
-    run.history.append(Setup(device.type, precision, channels_last))
+    device = batches.device
+    target = model if inplace else copy_of(model)
+    channels_last = channels_last and memory_format.channels_last_pays(model, device, run.amp)
+    precision = "bfloat16" if run.amp and computes_in_bfloat16(device) else "as the weights"
+    run.history.append(Setup(device.type, precision, channels_last, tuple(facts.notes())))
     index = _index(model)
     before = copy.deepcopy(model.state_dict()) if inplace else None
     try:
         lay_out = memory_format.channels_last(target) if channels_last else nullcontext()
-        with preserved_modes(target), lay_out, seeded(seed, device):
+        with preserved_modes(target), lay_out, seeded(run.seed, device):
             outcome = defense.run(target, batches, run)
     except BaseException:
         if before is not None:
@@ -117,9 +152,10 @@ def purify(
         scores=scores,
         neurons=neurons,
         history=run.history,
-        options={**asdict(defense), **outcome.chosen, "seed": seed},
-        found=outcome.found,
+        options=plain({**asdict(defense), **outcome.chosen, "seed": run.seed}),
+        found=plain(outcome.found),
         seconds=perf_counter() - started,
+        warnings=facts.warnings(),
     )
 
 
@@ -141,7 +177,21 @@ def _defense(method: str | Defense, options: dict[str, Any]) -> Defense:
                 f"{name}: expected an option of {method} ({', '.join(known)}), got something else; "
                 f"{nearest(name, known)}"
             )
-    return methods[method](**options)
+    return methods[method](**{name: number(value) for name, value in options.items()})
+
+
+def _check_repeatable(batches: Batches, facts: CleanSet, seed: int) -> None:
+    """Samples that differ from pass to pass would make every later run another one."""
+    digests = set()
+    for _ in range(2):
+        with seeded(seed, batches.device):
+            digests.add(first_digest(batches))
+    if len(digests) > 1:
+        raise ValueError(
+            f"{facts.name}: expected samples that are the same when they are read again, since workdir= tells runs "
+            "apart by them, got others; take random changes out of the data set and pass them as augment=, or leave "
+            "workdir= out."
+        )
 
 
 def _index(model: nn.Module) -> NeuronIndex | None:
@@ -164,23 +214,3 @@ def _scores(
     if neurons is None and scores is not None:
         neurons = torch.zeros_like(scores.values, dtype=torch.bool)
     return scores, neurons
-
-
-def _check_model(model: nn.Module) -> None:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "model: expected parameters that can be trained, got a model that is frozen throughout; call "
-            "model.requires_grad_(True) first."
-        )
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(
-                f"model: expected finite weights, got NaN or infinity in {name}; load a checkpoint that is not damaged."
-            )
-
-
-def _check_clean(model: nn.Module, batches: Batches, forward: Forward) -> None:
-    """One forward pass over everything finds wrong shapes and labels before hours of work do."""
-    with eval_mode(model), torch.inference_mode():
-        for index, batch in enumerate(batches.ordered()):
-            checked_forward(model, batch, forward, f"{batches.name}: batch {index}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class PurifyResult:
     """A purified model and how it came about.
 
     Attributes:
-        model: The purified model, on its device, in the modes that it was handed in with.
+        model: The purified model, on its device, in the train or eval mode of the original.
         method: Name of the defense.
         scores: What the defense measured of every neuron, or how far each one has moved; None for a network without
             neurons that bdfast knows (`bdfast.register_neurons`).
@@ -31,6 +31,7 @@ class PurifyResult:
         options: Every option of the method with the value that was used, chosen ones included.
         found: What else the method found out, by name, such as the target label of a trigger that it inverted.
         seconds: Wall-clock time of the purification.
+        warnings: What speaks against trusting the result, such as a model at chance on the clean set.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class PurifyResult:
     options: dict[str, Any]
     found: dict[str, Any]
     seconds: float
+    warnings: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike[str], *, description: str | None = None) -> None:
         """Write `model.safetensors`, `scores.csv` and `result.json` into `folder`, each whole or not at all.
@@ -61,6 +63,7 @@ class PurifyResult:
                 "options": self.options,
                 "found": self.found,
                 "seconds": self.seconds,
+                "warnings": self.warnings,
                 "neurons_reset": self.neurons_reset,
                 "neurons": 0 if self.scores is None else len(self.scores),
                 "history": as_json(self.history),

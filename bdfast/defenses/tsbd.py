@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from bdfast import task
+from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
@@ -23,7 +23,11 @@ from bdfast.optim import GradientNorm
 from bdfast.selection import PROBE_EPOCHS
 from bdfast.task import StepResult
 from bdfast.training import Run
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
+
+OFFICIAL_STOP = 0.1
+"""Accuracy at which the published code ends unlearning, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class TSBDDefense(Distilling, ChosenStrength):
         unlearn_lr: Learning rate of the ascent; published: 1e-4.
         unlearn_to: What unlearning leaves of the accuracy beyond that of a constant answer, as a share; published: 0.
             What moves once accuracy collapses says little about the neurons (docs/choosing-strength.md).
-        unlearn_epochs: Most epochs of ascent; it ends within the epoch that reaches `unlearn_to`.
-        epochs: Epochs of the fine-tuning; published: 20.
+        unlearn_epochs: Most epochs of ascent, as published; it ends within the epoch that reaches `unlearn_to`.
+        epochs: Epochs of the fine-tuning; published: 21, numbered from 0 to 20.
         lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
         schedule: How it falls from epoch to epoch: "cosine", to zero, or "constant", as published.
         weight_decay: L2 penalty of the fine-tuning; published: none.
@@ -50,25 +54,33 @@ class TSBDDefense(Distilling, ChosenStrength):
         scope: Radius for the gradient of every tensor by itself ("tensor", as in the published code, which left less of
             the backdoor in every comparison that we made), or of the whole model ("global", as in the paper's formula).
         layers: Kind of the neurons to rank: "auto", "conv" (as published), "linear" or "attention".
-        compat: "official" ranks neurons by their weight change rounded to 4 decimals, as the published code does.
+        compat: "official" does as the published code. It ranks neurons by their weight change rounded to 4 decimals,
+            and leaves out only those shortcuts whose name says "shortcut". It reads the images in their own order. It
+            unlearns until at most a tenth of them, augmented and in eval mode, is right after an epoch, whatever
+            `unlearn_to`, and goes on to the next stage where `unlearn_epochs` do not get there. One thing differs: a
+            gradient of zero moves nothing, where the published code divides by it.
     """
 
     paper: ClassVar[str] = "Lin et al., NeurIPS 2024, arXiv 2405.20291"
 
-    PUBLISHED: ClassVar[dict[str, object]] = {
+    PUBLISHED: ClassVar[dict[str, Any]] = {
         "unlearn_lr": 1e-4,
         "unlearn_to": 0.0,
         "lr": 0.01,
         "schedule": "constant",
-        "epochs": 20,
+        "epochs": 21,
         "distill": 0.0,
         "overlay": 0.0,
         "bn": "official",
         "layers": "conv",
         "compat": "official",
+        "batch_size": 256,
+        "amp": False,
+        "augment": Augmentation(shift=4, flip=True),
     }
-    """Those of the published code; n is not among them, as it chooses none:
-    `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`."""
+    """The published run on CIFAR-10, as arguments of `purify`; n is not among them, as the published code tries eleven
+    and chooses none: `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`. It has no flip on other data sets. What is
+    drawn for the augmentation is not what the published code draws."""
 
     n: float | None = None
     m: float = 0.7
@@ -100,16 +112,23 @@ class TSBDDefense(Distilling, ChosenStrength):
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
         """Purify `model` in place; see `Defense.run`."""
-        index = NeuronIndex.in_scope(model, self.layers)
+        if self.compat:
+            clean = clean.unshuffled()
+        index = _trainable(NeuronIndex.in_scope(model, self.layers, compat=self.compat), model)
         unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
+        if not scores.values.max() > scores.values.min():
+            raise ValueError(
+                f"model: expected neurons that unlearning changes in different degree, got {len(scores)} that it "
+                "changed alike, so that none can be told from the others; raise unlearn_lr, or choose other layers."
+            )
 
         def attempt(options: TSBDDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
             options._reinitialize(candidate, scores, unlearned, model)
             options.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
 
         settled, chosen = self.settled(model, clean, run, attempt)
-        given = copy.deepcopy(model)
+        given = copy_of(model)
         neurons = settled._reinitialize(model, scores, unlearned, given).neurons
         settled.fine_tune(model, given, clean, run, "fine-tune")
         return Outcome(scores, neurons, chosen)
@@ -128,8 +147,8 @@ class TSBDDefense(Distilling, ChosenStrength):
         )
 
     def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
-        """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to`."""
-        unlearned = copy.deepcopy(model)
+        """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to` or `compat` says."""
+        unlearned = copy_of(model)
         optimizer = torch.optim.SGD(unlearned.parameters(), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
 
         def step(batch: Batch) -> StepResult:
@@ -142,7 +161,21 @@ class TSBDDefense(Distilling, ChosenStrength):
             optimizer.step()
             return task.measured(loss, logits, targets)
 
+        if self.compat:
+
+            def ended() -> bool:
+                return run.accuracy(unlearned, clean, augmented=True) <= OFFICIAL_STOP
+
+            run.epochs("unlearn", unlearned, clean, step, optimizer, epochs=self.unlearn_epochs, ended=ended)
+            return unlearned
+
         start, constant_answer = _accuracies(model, clean, run)
+        if start <= constant_answer:
+            raise ValueError(
+                f"{clean.name}: expected images on which the model is better than a constant answer, since TSBD "
+                f"unlearns them, got an accuracy of {start:.1%} where the best constant answer has "
+                f"{constant_answer:.1%}; check labels, normalisation and checkpoint, or pass images of more classes."
+            )
         target = constant_answer + self.unlearn_to * max(0.0, start - constant_answer)
         reached = run.epochs(
             "unlearn",
@@ -165,6 +198,19 @@ class TSBDDefense(Distilling, ChosenStrength):
     ) -> Reinitialized:
         assert self.n is not None
         return reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
+
+
+def _trainable(index: NeuronIndex, model: nn.Module) -> NeuronIndex:
+    """The neurons of parameters that may change; unlearning says nothing about frozen ones, and they stay as they "
+    "are."""
+    trained = {name for name, x in model.named_parameters(remove_duplicate=False) if x.requires_grad}
+    layers = [layer for layer in index.layers if layer.parameter in trained]
+    if not layers:
+        raise ValueError(
+            f"model: expected neurons that can be trained, got {len(index)} in {len(index.layers)} parameters, all "
+            "frozen; call requires_grad_(True) on them, or choose layers that are not frozen (layers='linear')."
+        )
+    return NeuronIndex.of(layers)
 
 
 def _accuracies(model: nn.Module, clean: Batches, run: Run) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from bdfast.data.batches import Batches
 from bdfast.data.cache import CachedPasses
-from bdfast.task import Forward, checked_forward, default_forward, device_of, hits
+from bdfast.task import Forward, checked_forward, default_forward, device_of, hits, normalized
 from bdfast.training.batchnorm import batchnorms, recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
 
 CACHE_BYTES = 2 << 30
@@ -56,7 +56,7 @@ class Metrics:
 
 
 class Evaluator:
-    """Judges several models on the same data, which is decoded once and then kept on the device as uint8.
+    """Evaluates several models on the same data, which is decoded once and then kept on the device as uint8.
 
     Args:
         clean: Test set of (image, label).
@@ -83,7 +83,7 @@ class Evaluator:
         share = cache_bytes // 2 if triggered is not None else cache_bytes
         self.clean = passes(clean, "clean", share)
         self.triggered = passes(triggered, "triggered", share) if triggered is not None else None
-        self.forward = forward
+        self.forward = normalized(forward)
 
     def __call__(
         self, model: nn.Module, *, baseline: Metrics | None = None, recalibrate_on: Batches | None = None
@@ -94,10 +94,11 @@ class Evaluator:
             model: Any classifier.
             baseline: Figures of the model before the defense, for DER and RIR.
             recalibrate_on: Clean images, not those of the test, on which a copy of the model estimates its BatchNorm
-                statistics anew before it is judged. A defense whose effect does not survive this has removed nothing.
+                statistics anew before it is evaluated. A defense whose effect does not survive this has removed
+                nothing.
         """
         if recalibrate_on is not None and batchnorms(model):
-            model = copy.deepcopy(model)
+            model = copy_of(model)
             recalibrate(model, recalibrate_on.ordered(), self.forward)
         with eval_mode(model), torch.inference_mode():
             acc = self._fractions(model, self.clean)[0]
@@ -125,9 +126,9 @@ def evaluate(
     batch_size: int = 500,
     forward: Forward = default_forward,
 ) -> Metrics:
-    """Judge one model: ACC on `clean`; ASR and RA on `triggered`; DER and RIR against `baseline`.
+    """Evaluate one model: ACC on `clean`; ASR and RA on `triggered`; DER and RIR against `baseline`.
 
-    Each set is read once. To judge several models on the same data, make an `Evaluator`, which keeps it.
+    Each set is read once. To evaluate several models on the same data, make an `Evaluator`, which keeps it.
 
     Args:
         model: Any classifier; its device is used, and it is left as it was.
@@ -135,7 +136,7 @@ def evaluate(
         triggered: Set or loader of (triggered image, target label, original label).
         baseline: Figures before the defense.
         recalibrate_on: Clean images, not those of the test, on which a copy of the model estimates its BatchNorm
-            statistics anew before it is judged.
+            statistics anew before it is evaluated.
         batch_size: Images in one forward pass; a loader brings its own.
         forward: For batches of another form; see `Evaluator`.
 
@@ -143,11 +144,11 @@ def evaluate(
         ValueError: A set is empty, labels do not fit the logits, or the model gives NaN.
     """
     device = device_of(model)
-    judge = Evaluator(clean, triggered, device=device, batch_size=batch_size, cache_bytes=0, forward=forward)
+    evaluator = Evaluator(clean, triggered, device=device, batch_size=batch_size, cache_bytes=0, forward=forward)
     recalibration = None
     if recalibrate_on is not None:
         recalibration = Batches(recalibrate_on, device=device, batch_size=batch_size, name="recalibrate_on")
-    return judge(model, baseline=baseline, recalibrate_on=recalibration)
+    return evaluator(model, baseline=baseline, recalibrate_on=recalibration)
 
 
 def _predictions(

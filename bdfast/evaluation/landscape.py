@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from bdfast.data.batches import Batches
 from bdfast.evaluation.evaluator import Evaluator, Metrics
 from bdfast.optim import perturbed
-from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits
+from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits, normalized
 from bdfast.training.batchnorm import recalibrate
+from bdfast.training.copies import copy_of
 from bdfast.training.modes import preserved_modes
 
 
@@ -62,7 +62,7 @@ def loss_along_gradient(
     def mean_loss(then: Callable[[torch.Tensor], object]) -> float:
         total, predictions = 0.0, 0
         for batch in batches.ordered():
-            logits, targets = forward(model, batch)[:2]
+            logits, targets = normalized(forward)(model, batch)[:2]
             count = int(hits(logits, targets)[1])
             loss = cross_entropy(logits, targets) * count
             then(loss)
@@ -90,7 +90,7 @@ def loss_along_gradient(
 def metrics_along_path(
     before: nn.Module,
     after: nn.Module,
-    judge: Evaluator,
+    evaluator: Evaluator,
     *,
     recalibrate_on: Dataset[Any] | DataLoader[Any],
     points: int = 11,
@@ -101,29 +101,29 @@ def metrics_along_path(
     BatchNorm statistics are estimated anew at every point, since those of a network in between belong to neither.
 
     Args:
-        before: The network that was handed in.
+        before: The original network.
         after: One of the same architecture.
-        judge: Holds the test data.
+        evaluator: Holds the test data.
         recalibrate_on: Clean images for the BatchNorm statistics.
         points: How many t.
     """
     device = device_of(after)
     clean = Batches(recalibrate_on, device=device, name="recalibrate_on")
-    between = copy.deepcopy(after)
+    between = copy_of(after)
     rows = []
     for t in torch.linspace(0, 1, points).tolist():
         with torch.no_grad():
             for x, start, end in zip(between.parameters(), before.parameters(), after.parameters(), strict=True):
                 x.copy_(start.lerp(end, t))
-        recalibrate(between, clean.ordered(), judge.forward)
-        rows.append((t, judge(between)))
+        recalibrate(between, clean.ordered(), evaluator.forward)
+        rows.append((t, evaluator(between)))
     return rows
 
 
 def survey(
     before: nn.Module,
     after: nn.Module,
-    judge: Evaluator,
+    evaluator: Evaluator,
     clean: Dataset[Any],
     *,
     note: str,
@@ -136,6 +136,6 @@ def survey(
     return Landscape(
         radii=radii,
         losses=(loss_along_gradient(before, clean, radii), loss_along_gradient(after, clean, radii)),
-        path=metrics_along_path(before, after, judge, recalibrate_on=clean, points=points),
+        path=metrics_along_path(before, after, evaluator, recalibrate_on=clean, points=points),
         note=note,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +13,33 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from bdfast.data.batches import Batch, Batches
+from bdfast.inversion.benign_mask import BenignMask, learn_mask
 from bdfast.inversion.features import Features
 from bdfast.inversion.generator import Generator
+from bdfast.inversion.pretraining import pretrain
+from bdfast.inversion.target_histogram import most_frequent_class
 from bdfast.inversion.target_scan import easiest_class
 from bdfast.ops.finite import check_finite_gradients
-from bdfast.task import Forward, StepResult, default_forward, device_of, measured
+from bdfast.task import Forward, StepResult, at_least_float32, default_forward, device_of, measured, normalized
 from bdfast.training import Run
-from bdfast.training.modes import preserved_modes
+from bdfast.training.clean_set import inspect
+from bdfast.training.copies import copy_of
+from bdfast.training.modes import eval_mode, preserved_modes
 from bdfast.training.progress import Progress, Silent
 from bdfast.training.seeds import derived_seed, seeded
 
 Logits = Callable[..., Tensor]
 """(images [B, C, H, W], labels, ...) -> [B, K]."""
 
-NOISE = 0.03
-"""Standard deviation of what is added to images before the predictions are counted, as a share of the range."""
+SPREAD = 0.2
+"""Standard deviation that the published code divides the images of CIFAR-10 by, as a share of their range. It measures
+changes, and adds noise, after that."""
 
 PATTERN_LR = 0.1
 """Learning rate of the pattern that all images share: pixel logits must change more than network weights."""
 
 SCANNED = 2000
 """Most images that the search for the target label draws from."""
-
-
-class BenignMask(nn.Module):
-    """A number in (0, 1) for every value of a feature map: how much benign images depend on it."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.z = nn.Parameter(torch.randn(1, *shape))
-
-    def forward(self) -> Tensor:
-        """[1, *shape]."""
-        return torch.tanh(self.z) / 2 + 0.5
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,8 @@ class Inversion:
         layer: Name of the module whose output the mask is for.
         target: The label that the trigger leads to.
         evidence: [K], what led to that conclusion: the loss that is left when one change leads all images to a class
-            ("scan", the least is the target's), or the share of images that the generator turns into it ("histogram").
+            ("scan", the least is the target's, infinite where all images are of the class), or the share of images that
+            the generator turns into it ("histogram").
     """
 
     generator: Generator
@@ -86,10 +82,28 @@ class BTIDBF:
         epochs: Epochs for the generator; published: 30.
         lr: Learning rate of the generator (Adam); published: 1e-3. The mask's is 0.01.
         width: Channels of the generator's first level; published: 32.
-        image_bound: Mean square that a pixel may change by, as a share of the squared range; published: 0.3 on
-            normalised images, which is about 0.02.
+        image_bound: Mean square that a pixel may change by, as a share of the squared range; published: 0.3 on images
+            divided by their standard deviation, which is 0.012 on CIFAR-10.
         feature_bound: The same for benign features, as a share of their mean square; published: 3, absolute.
+        pretrain_epochs: Epochs in which the generator first learns to change nothing, where ours starts; published: 50.
+        compat: "official" does as the published code: features are measured absolutely, the mask is learnt on a copy in
+            training mode, whose BatchNorm statistics then serve the generator, the target label is counted with the
+            original on augmented images, and no pattern is shared by all images. The generator remains a U-Net of our
+            own with paint instead of theirs, and its target label where `target` says one.
     """
+
+    PUBLISHED: ClassVar[dict[str, Any]] = {
+        "detect": "histogram",
+        "mask_epochs": 20,
+        "epochs": 30,
+        "lr": 1e-3,
+        "width": 32,
+        "image_bound": 0.3 * SPREAD**2,
+        "feature_bound": 3.0,
+        "pretrain_epochs": 50,
+        "compat": "official",
+    }
+    """The options of the published code on CIFAR-10: `bdfast.BTIDBF(**bdfast.BTIDBF.PUBLISHED)`; in batches of 128."""
 
     target: int | None = None
     detect: Literal["scan", "histogram"] = "scan"
@@ -99,6 +113,8 @@ class BTIDBF:
     width: int = 8
     image_bound: float = 0.01
     feature_bound: float = 3.0
+    pretrain_epochs: int = 0
+    compat: Literal["official"] | None = None
 
     def run(
         self, model: nn.Module, clean: Batches, run: Run, stage: str = "invert", start: Inversion | None = None
@@ -115,18 +131,27 @@ class BTIDBF:
         images, labels, limits = _images(clean)
         batch = next(clean.ordered())
         draws = torch.Generator().manual_seed(derived_seed(run.seed, stage))
-        # In eval mode from the first pass on: it must not move the BatchNorm statistics.
-        with preserved_modes(model), Features(model.eval(), lambda: run.forward(model, batch)) as features:
-            model.requires_grad_(False)
+        network = copy_of(model) if self.compat else model
 
+        def answers_of(network: nn.Module) -> Logits:
             def logits(x: Tensor, *rest: Any) -> Tensor:
                 with run.autocast(clean.device):
-                    return run.forward(model, (x, *(rest or [labels[:1].expand(len(x))])))[0].float()
+                    passed = run.forward(network, (x, *(rest or [labels[:1].expand(len(x))])))
+                return at_least_float32(passed[0])
 
+            return logits
+
+        # In eval mode from the first pass on: it must not move the BatchNorm statistics.
+        with preserved_modes(network), Features(network.eval(), lambda: run.forward(network, batch)) as features:
+            network.requires_grad_(False)
+            logits = answers_of(network)
             classes = logits(images[:1]).shape[1]
             torch.manual_seed(derived_seed(run.seed, stage, "weights"))
-            mask = BenignMask(features.values.shape[1:]).to(clean.device)
-            generator = Generator(images.shape[1:], width=self.width, limits=limits).to(clean.device)
+            place = (clean.device, torch.promote_types(images.dtype, torch.float32))
+            mask = BenignMask(features.values.shape[1:]).to(*place)
+            generator = Generator(images.shape[1:], width=self.width, limits=limits).to(*place)
+            generator.pattern.requires_grad_(not self.compat)
+            unit = (limits[1] - limits[0]) * (SPREAD if self.compat else 1)
             target, evidence = self.target, []
             if start is not None:
                 generator.load_state_dict(start.generator.state_dict())
@@ -139,30 +164,23 @@ class BTIDBF:
 
                 found = run.once(f"{stage} scan", scan)
                 target, evidence = found["target"], found["evidence"]
-            self._learn_mask(mask, features, logits, clean, run, f"{stage} mask")
-            self._learn_generator(generator, mask().detach(), features, logits, target, clean, run, stage)
+            given = (features, logits, clean, run)
+            if self.pretrain_epochs and start is None:
+                epochs = self.pretrain_epochs
+                pretrain(generator, *given, f"{stage} pretraining", epochs=epochs, lr=self.lr, unit=unit)
+            training = self.compat is not None
+            learn_mask(mask, network, *given, f"{stage} mask", epochs=self.mask_epochs, training=training)
+            self._learn_generator(generator, mask().detach(), *given, target, stage)
             if target is None:
-                target, evidence = _most_frequent(generator.eval(), logits, clean, draws, classes)
+                shown = clean.ordered()
+                if self.compat:
+                    torch.manual_seed(derived_seed(run.seed, stage, "histogram"))
+                    shown = map(run.augmented, shown)
+                with eval_mode(model):
+                    target, evidence = most_frequent_class(
+                        generator.eval(), answers_of(model), shown, classes, unit=unit, draws=draws
+                    )
             return Inversion(generator.eval(), mask().detach(), features.layer, target, evidence)
-
-    def _learn_mask(
-        self, mask: BenignMask, features: Features, logits: Logits, clean: Batches, run: Run, stage: str
-    ) -> None:
-        optimizer = torch.optim.Adam(mask.parameters(), lr=0.01)
-
-        def step(batch: Batch) -> StepResult:
-            images, targets = batch[:2]
-            optimizer.zero_grad()
-            features.mask = mask()
-            answers = logits(images, *batch[1:])
-            features.mask = 1 - mask()
-            loss = F.cross_entropy(answers, targets) - F.cross_entropy(logits(images, *batch[1:]), targets)
-            features.mask = None
-            loss.backward()
-            optimizer.step()
-            return measured(loss, answers, targets)
-
-        run.epochs(stage, mask, clean, step, optimizer, epochs=self.mask_epochs, record=False)
 
     def _learn_generator(
         self,
@@ -170,31 +188,36 @@ class BTIDBF:
         mask: Tensor,
         features: Features,
         logits: Logits,
-        target: int | None,
         clean: Batches,
         run: Run,
+        target: int | None,
         stage: str,
     ) -> None:
         network = [parameter for name, parameter in generator.named_parameters() if name != "pattern"]
-        groups: list[dict[str, Any]] = [{"params": network}, {"params": [generator.pattern], "lr": PATTERN_LR}]
+        groups: list[dict[str, Any]] = [{"params": network}]
+        if generator.pattern.requires_grad:
+            groups.append({"params": [generator.pattern], "lr": PATTERN_LR})
         optimizer = torch.optim.Adam(groups, lr=self.lr)
         span = generator.high - generator.low
+        far = SPREAD**2 if self.compat else self.image_bound  # the distance that costs 1
 
         def step(batch: Batch) -> StepResult:
             images, targets = batch[:2]
             with torch.no_grad():
                 logits(images, *batch[1:])
-                before = features.values.float()
+                before = at_least_float32(features.values)
             optimizer.zero_grad()
             with run.autocast(clean.device):
                 changed = generator(images)
             answers = logits(changed, *batch[1:])
-            moved = (features.values.float() - before).square() / before.square().mean()
+            moved = (at_least_float32(features.values) - before).square()
+            if not self.compat:
+                moved = moved / before.square().mean()
             benign, other = (mask.square() * moved).mean(), ((1 - mask).square() * moved).mean()
             distance = (changed - images).square().mean() / span**2
             # As in the published code, what has gone too far first comes back.
             within = (distance <= self.image_bound) & (benign <= self.feature_bound)
-            loss = torch.where(within, 0.01 * benign - other, distance / self.image_bound)
+            loss = torch.where(within, 0.01 * benign - other, distance / far)
             if target is not None:
                 led = torch.full_like(targets, target)
                 loss = loss + F.cross_entropy(answers, led)
@@ -236,8 +259,10 @@ def invert_trigger(
     """
     device = device_of(model)
     batches = Batches(clean, device=device, batch_size=batch_size)
-    run = Run(seed=seed, forward=forward, amp=amp, progress=progress or Silent())
-    with seeded(seed, device):
+    run = Run(seed=seed, forward=normalized(forward), amp=amp, progress=progress or Silent())
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
+        for warning in inspect(model, batches, run.forward).warnings():
+            warnings.warn(warning, stacklevel=2)
         return (options or BTIDBF()).run(model, batches, run)
 
 
@@ -258,14 +283,3 @@ def _images(clean: Batches) -> tuple[Tensor, Tensor, tuple[float, float]]:
             break
     together = torch.cat(images)
     return together, torch.cat(labels), (float(together.min()), float(together.max()))
-
-
-@torch.no_grad()
-def _most_frequent(
-    generator: Generator, logits: Logits, clean: Batches, draws: torch.Generator, classes: int
-) -> tuple[int, list[float]]:
-    counts = torch.zeros(classes)
-    for batch in clean.ordered():
-        noise = torch.randn(batch[0].shape, generator=draws).to(batch[0]) * NOISE * (generator.high - generator.low)
-        counts += torch.bincount(logits(generator(batch[0] + noise), *batch[1:]).argmax(1), minlength=classes).cpu()
-    return int(counts.argmax()), (counts / counts.sum()).tolist()

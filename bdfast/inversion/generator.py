@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bdfast.task import at_least_float32
+
 FAINT = -4.0
 """Logit of the weight with which the paint starts to cover an image: 1.8 %."""
 
@@ -49,6 +51,6 @@ class Generator(nn.Module):
         for block in self.up:
             beside = levels.pop()
             x = block(torch.cat([F.interpolate(x, size=beside.shape[-2:]), beside], 1))
-        paint, weight = (self.out(x).float() + self.pattern).chunk(2, 1)
+        paint, weight = (at_least_float32(self.out(x)) + self.pattern).chunk(2, 1)
         paint = self.low + torch.sigmoid(paint) * (self.high - self.low)
         return images.lerp(paint, torch.sigmoid(weight + FAINT))

@@ -25,7 +25,7 @@ PER_CLASS = 40
 """Images in a step, for each class."""
 
 JUDGED = 120
-"""Images that a change is judged by."""
+"""Images on which a change is measured."""
 
 TINY = 1e-20
 
@@ -56,7 +56,8 @@ def easiest_class(
         generator: Draws the images.
 
     Returns:
-        "target", the class, and "evidence", [K]: the loss that is left for every class.
+        "target", the class, and "evidence", [K]: the loss that is left for every class, infinite where all images
+        are of it.
     """
     shape = images.shape[1:]
     span = limits[1] - limits[0]
@@ -80,9 +81,11 @@ def easiest_class(
             change *= (length / _lengths(change).clamp_min(TINY)).clamp(max=1)
         reached, loss = _reach(logits, change, images, labels, limits, draw())
         if found or length > longest:
+            # NaN stands for a class whose images are the only ones: nothing could be led there.
+            loss = loss.nan_to_num(torch.inf)
             return {"target": int(loss.argmin()), "evidence": loss.tolist()}
-        # Near the length that is just enough, weak triggers such as a small patch are still in the making.
-        found = float(reached.max()) >= REACHED
+        # Near the length that is just enough, weak triggers such as a small patch have not fully formed.
+        found = float(reached.nan_to_num(0).max()) >= REACHED
         length *= GROWTH
 
 
@@ -98,7 +101,7 @@ def _gradient(
     x = (images + change[:, None]).clamp(*limits).flatten(0, 1)
     targets = torch.arange(first, first + len(change), device=x.device).repeat_interleave(len(images))
     losses = F.cross_entropy(logits(x).float(), targets, reduction="none")
-    # Images of the class itself have nowhere to go.
+    # Skip images that already belong to the class.
     return torch.autograd.grad(losses[labels.repeat(len(change)) != targets].sum(), change)[0]
 
 

@@ -27,6 +27,7 @@ class ModelSpec:
         stem: First layer of preact_resnet18: cifar, stride2 or imagenet.
         mean: Mean per channel that the network subtracts; no normalisation when left out.
         std: Standard deviation per channel that it divides by.
+        class_names: Names of the outputs, in their order; folders of images are matched with them.
     """
 
     arch: str = OWN
@@ -36,6 +37,7 @@ class ModelSpec:
     stem: Stem = "cifar"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """The network with fresh weights.
@@ -70,11 +72,22 @@ class ModelSpec:
         try:
             values = json.loads(text)
             values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+            values["class_names"] = tuple(values.get("class_names", ()))
             spec = cls(**values)
             sizes = (spec.num_classes, spec.in_channels, spec.width)
             sound = all(isinstance(size, int) and 0 < size < 1_000_000 for size in sizes)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"model description: expected one that bdfast wrote, got {text[:80]!r}.") from error
+            sound &= len(spec.class_names) in (0, spec.num_classes)
+            sound &= all(isinstance(name, str) for name in spec.class_names)
+            float(sum(spec.mean) + sum(spec.std))  # numbers all
+            if not isinstance(spec.arch, str) or not isinstance(spec.stem, str):
+                raise TypeError("a name that is no text")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"model description: expected one that bdfast wrote, got {text[:80]!r}; leave it out of the file."
+            ) from error
         if not sound:
-            raise ValueError(f"model description: expected sizes between 1 and a million, got {sizes}.")
+            raise ValueError(
+                f"model description: expected sizes between 1 and a million and a name for each class, got {sizes} and "
+                f"{len(spec.class_names)} names; leave it out of the file."
+            )
         return spec

@@ -103,7 +103,7 @@ class NeuronIndex:
         return index
 
     @classmethod
-    def in_scope(cls, model: nn.Module, scope: str = "auto") -> "NeuronIndex":
+    def in_scope(cls, model: nn.Module, scope: str = "auto", *, compat: str | None = None) -> "NeuronIndex":
         """The neurons that TSBD ranks (Lin et al., NeurIPS 2024), extended to networks of other kinds.
 
         Residual shortcuts are left out, by name: "shortcut" as in the published code, "downsample" as in
@@ -114,6 +114,8 @@ class NeuronIndex:
             scope: "conv" is the published choice; any other kind is possible. "auto" means "conv", unless
                 fewer than half of the conv, linear and attention parameters are convolutions (transformers,
                 MLPs, ConvNeXt); then it means all three.
+            compat: "official" leaves out "shortcut" alone, as the published code does: torchvision's ResNet-18 then
+                has 4,800 neurons, not 3,904.
 
         Raises:
             ValueError: `scope` is unknown, or the model has no neurons in it.
@@ -123,12 +125,13 @@ class NeuronIndex:
                 f"NeuronIndex.in_scope: scope: expected one of auto, {', '.join(known_kinds())}, got {scope!r}; choose "
                 "one of these, or select by name with NeuronIndex(include=..., exclude=...)."
             )
+        exclude = SHORTCUTS[:1] if compat else SHORTCUTS
         if scope != "auto":
-            return cls(model, kinds=scope, exclude=SHORTCUTS)
-        index = cls(model, kinds=("conv", "linear", "attention"), exclude=SHORTCUTS)
+            return cls(model, kinds=scope, exclude=exclude)
+        index = cls(model, kinds=("conv", "linear", "attention"), exclude=exclude)
         # Count layers, not weights: the classifier of VGG has six times the weights of its convolutions.
         convolutions = sum(layer.kind == "conv" for layer in index.layers)
-        return index if 2 * convolutions < len(index.layers) else cls(model, kinds="conv", exclude=SHORTCUTS)
+        return index if 2 * convolutions < len(index.layers) else cls(model, kinds="conv", exclude=exclude)
 
     def __len__(self) -> int:
         return self.layers[-1].stop

@@ -43,9 +43,9 @@ def reinitialize(
 
     Takes the K = int(n * R) neurons with the highest scores, of equal scores the earlier one; pools the
     absolute changes of all their weights, M in number; zeroes in `model` those of at least the q-th largest
-    change, q = int(M * m), ties included. K and q are at least 1. Both products are taken in float64 and cut,
-    as in the published code: 0.29 of 100 neurons are 28. The result is the same on every backend, bit for
-    bit, given the scores.
+    change, q = int(M * m), ties included, but none that has not changed. K and q are at least 1. Both products are
+    taken in float64 and cut, as in the published code: 0.29 of 100 neurons are 28. The result is the same on every
+    backend, bit for bit, given the scores.
 
     Lin et al., Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes and
     Backdoor Activeness, NeurIPS 2024, arXiv 2405.20291; n is swept there and m = 0.7.
@@ -56,8 +56,8 @@ def reinitialize(
         n: Share of the neurons to take, in (0, 1].
         m: Share of their sub-weights to zero, in (0, 1].
         changed: The unlearned and the original model, or their state dicts, whose difference is the change.
-        compat: "official" ranks scores rounded to four decimals, as the published code does; None ranks them
-            exactly.
+        compat: "official" ranks scores rounded to four decimals and may zero sub-weights that have not changed, as the
+            published code does; None does neither.
 
     Returns:
         The selected neurons, the threshold and the number of zeroed sub-weights.
@@ -97,6 +97,9 @@ def reinitialize(
             "reinitialize: changed: expected two models that differ by numbers, got NaN in the selected neurons; "
             "unlearning has diverged, repeat it with a smaller learning rate."
         )
+    if not compat:
+        # Where fewer sub-weights have changed than are to be zeroed, those that have not stay.
+        threshold = threshold.clamp_min(torch.finfo(torch.float32).tiny)
     zeroed = ops.zero_changed_(rows, unlearned, original, neurons, threshold)
     return Reinitialized(neurons, threshold.item(), int(zeroed))
 

@@ -56,8 +56,8 @@ def _load_cuda() -> dict[str, Kernel]:
     _load_library()
     if not torch._C._dispatch_has_kernel_for_dispatch_key("bdfast_cuda::neuron_norms", "CUDA"):
         raise BackendUnavailable(
-            "this build has no CUDA kernels; install a CUDA toolkit and run "
-            "`BDFAST_CUDA=1 pip install --no-build-isolation .` in the source tree"
+            "this build has no CUDA kernels; `bdfast doctor` names what they need, then run "
+            "`BDFAST_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
         )
     _require_gpu()
     return {op: getattr(torch.ops.bdfast_cuda, op).default for op in schema.SCHEMAS}
@@ -81,8 +81,8 @@ def _load_library() -> None:
         importlib.import_module("bdfast._C")
     except ImportError as error:
         raise BackendUnavailable(
-            f"the native kernels do not load ({error}); install a C++ compiler and run "
-            "`pip install --no-build-isolation .` in the source tree"
+            f"the native kernels do not load ({error}); `bdfast doctor` names what they need, then run "
+            "`pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
         ) from error
 
 

@@ -12,7 +12,7 @@ from bdfast.ops import calling, cautions, checks
 def neuron_norms(xs: Iterable[Tensor], refs: Iterable[Tensor] | None = None, *, ord: float = 1) -> Tensor:
     """Norm of every neuron of a list of parameters, in one pass.
 
-    out[r] = || xs[i][j] - refs[i][j] ||_ord for row j of tensor i, with r counting the rows in list order.
+    `out[r] = || xs[i][j] - refs[i][j] ||_ord` for row j of tensor i, with r counting the rows in list order.
 
     Args:
         xs: T tensors, each [rows_i, ...]; float32, bfloat16, float16 or float64; one dtype, one device.

@@ -11,7 +11,7 @@ from bdfast.ops import aliasing, calling, checks
 def scale_neurons_(params: Iterable[Tensor], scale: Tensor) -> None:
     """Multiply every neuron by a factor of its own, in place.
 
-    params[i][j, ...] *= scale[r] for row j of tensor i, with r counting the rows in list order. A factor of 0
+    `params[i][j, ...] *= scale[r]` for row j of tensor i, with r counting the rows in list order. A factor of 0
     prunes a neuron; a mask of zeros and ones on gradients freezes neurons.
 
     Args:

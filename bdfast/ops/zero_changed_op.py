@@ -17,7 +17,7 @@ def zero_changed_(
 ) -> Tensor:
     """Set to zero, in place, every sub-weight of the selected neurons whose change is at least `tau`.
 
-    params[i][j, ...] = 0 where neurons[r] and abs(xs[i][j, ...] - refs[i][j, ...]) >= tau. Ties with `tau`
+    `params[i][j, ...] = 0` where `neurons[r] and abs(xs[i][j, ...] - refs[i][j, ...]) >= tau`. Ties with `tau`
     are zeroed as well. Sub-weights with a NaN change are kept, unless `tau` is NaN: then exactly these are zeroed.
 
     Args:

@@ -78,7 +78,12 @@ class PAM(SharpOptimizer):
         return self._references[param]
 
     def _known_norm(self) -> Tensor | None:
-        """The distance that the last step ended at, unless somebody else has changed the weights since."""
+        """The distance that the last step ended at, unless somebody else has changed the weights since.
+
+        The ops return it in float32, which is too little for weights in float64.
+        """
+        if any(param.dtype == torch.float64 for param in self._references):
+            return None
         norm = self.state.get("path", {}).get("norm")  # type: ignore[call-overload]
         return norm if norm is not None and self._versions in (None, self._version()) else None
 

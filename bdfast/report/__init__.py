@@ -28,7 +28,7 @@ def write(
     after: Metrics | None,
     result: PurifyResult,
     examples: Examples | None = None,
-    surroundings: Landscape | None = None,
+    landscape: Landscape | None = None,
     facts: Mapping[str, str],
 ) -> Path:
     """Writes `report.html` and its figures into `folder`, replacing an earlier report as a whole.
@@ -40,11 +40,11 @@ def write(
     Args:
         folder: Where to write; made if missing.
         title: Heading of the page.
-        before: Metrics of the model handed in, or None if not measured; single metrics may be None too.
+        before: Metrics of the original model, or None if not measured; single metrics may be None too.
         after: Metrics of the purified model, likewise.
         result: What `bdfast.purify` returned.
         examples: Images to show, or None.
-        surroundings: What `bdfast.evaluation.landscape.survey` found, or None.
+        landscape: What `bdfast.evaluation.landscape.survey` found, or None.
         facts: What a reader should know about the run, name to value: data, model, attack, seeds, versions.
 
     Returns:
@@ -60,7 +60,7 @@ def write(
         after=after,
         result=result,
         examples=examples,
-        surroundings=surroundings,
+        landscape=landscape,
         facts=facts,
     )
     try:

@@ -29,9 +29,9 @@ class Examples:
         clean: [K, C, H, W] float in [0, 1], C = 1 or 3.
         triggered: The same images with the trigger, same shape.
         labels: K true classes.
-        clean_before: K predictions of the model handed in, on `clean`.
+        clean_before: K predictions of the original model, on `clean`.
         clean_after: K predictions of the purified model, on `clean`.
-        triggered_before: K predictions of the model handed in, on `triggered`.
+        triggered_before: K predictions of the original model, on `triggered`.
         triggered_after: K predictions of the purified model, on `triggered`.
         class_names: Names by class number.
         targets: The K classes that the attacker wants, if that is known.

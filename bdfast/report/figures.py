@@ -65,10 +65,10 @@ def percent(value: float, *, digits: int = 1) -> str:
 
 @styled
 def metrics(before: Metrics | None, after: Metrics | None, *, width: float = WIDE) -> Figure:
-    """ACC, ASR and RA of the model handed in and of the purified one, as pairs of bars; one is known at least.
+    """ACC, ASR and RA of the original model and of the purified one, as pairs of bars; one is known at least.
 
     Args:
-        before: Measured on the model handed in, or None.
+        before: Measured on the original model, or None.
         after: Measured on the purified model, or None.
         width: Inches.
     """

@@ -34,7 +34,7 @@ def sharpness(landscape: Landscape, *, width: float = WIDE) -> Figure:
 
 @styled
 def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
-    """ACC and ASR on the straight way from the network handed in to the purified one.
+    """ACC and ASR on the straight line from the original network to the purified one.
 
     Args:
         landscape: The path.
@@ -50,7 +50,7 @@ def path(landscape: Landscape, *, width: float = WIDE) -> Figure:
             rows.append((f"{label} {percent(values[-1])}", colour, [100 * value for value in values]))
     _lines(axes, ts, rows)
     axes.set(ylim=(0, 100), yticks=range(0, 101, 25), xticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("0: handed in; 1: purified", loc="left")
+    axes.set_xlabel("0: original; 1: purified", loc="left")
     axes.set_ylabel("share of images (%)")
     return figure
 

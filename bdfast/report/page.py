@@ -44,7 +44,7 @@ def render(
     after: Metrics | None,
     result: PurifyResult,
     examples: Examples | None,
-    surroundings: Landscape | None,
+    landscape: Landscape | None,
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """File name to content; the page comes last. Arguments as for `bdfast.report.write`."""
@@ -59,9 +59,9 @@ def render(
         drawings["strength"] = partial(figures.strength, result.history)
     if any(curves.values()):
         drawings["accuracy"] = partial(figures.accuracy, result.history)
-    if surroundings is not None:
-        drawings["sharpness"] = partial(landscape_figures.sharpness, surroundings)
-        drawings["path"] = partial(landscape_figures.path, surroundings)
+    if landscape is not None:
+        drawings["sharpness"] = partial(landscape_figures.sharpness, landscape)
+        drawings["path"] = partial(landscape_figures.path, landscape)
     files = {f"{name}.png": _png(draw()) for name, draw in drawings.items()}
     if examples is not None:
         files["examples.png"] = _png(figures.examples(examples))
@@ -81,7 +81,7 @@ def render(
         "chosen": next((probe for probe in tried if probe.chosen), None),
         "lowest": tried[0].floor if tried else None,
         "curves": curves,
-        "surroundings": surroundings,
+        "landscape": landscape,
         "examples": None if examples is None else _examples(examples),
         "method": result.method,
         "options": result.options,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bdfast.training.modes import preserved_modes
 
@@ -28,9 +28,9 @@ Policy = Literal["at_theta", "official", "frozen", "recalibrate"]
 """
 
 
-def batchnorms(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers that keep running statistics, in module order."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+def batchnorms(model: nn.Module) -> list[_NormBase]:
+    """The layers that keep running statistics, BatchNorm and InstanceNorm, in module order."""
+    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
 
 
 @contextmanager
@@ -49,8 +49,8 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 def recalibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
     """Estimate all running statistics anew, as the plain average over `batches`; no weight moves.
 
-    Only the BatchNorm layers are in training mode meanwhile (dropout stays off). A network without BatchNorm is left
-    as it is.
+    Only the layers with running statistics are in training mode meanwhile (dropout stays off). A network without such
+    layers is left as it is.
     """
     layers = batchnorms(model)
     if not layers:
@@ -63,7 +63,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.
                 layer.reset_running_stats()
                 layer.momentum = None  # cumulative average instead of exponential
                 layer.train()
-            for batch in batches:
+            for index, batch in enumerate(batches):
+                for layer in layers:
+                    if not isinstance(layer, _BatchNorm):  # InstanceNorm takes None for zero
+                        layer.momentum = 1 / (index + 1)
                 forward(model, batch)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):

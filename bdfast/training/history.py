@@ -15,11 +15,13 @@ class Setup:
         device: "cpu", "cuda", ...
         precision: "bfloat16", or "as the weights".
         channels_last: Whether the weights were in the channels-last memory format meanwhile.
+        notes: What a reader should know about the inputs.
     """
 
     device: str
     precision: str
     channels_last: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bdfast import task
-from bdfast.data.batches import Batch, Batches
+from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.task import Forward, StepResult
 from bdfast.training.history import Epoch, Row
 from bdfast.training.modes import eval_mode
@@ -22,7 +22,7 @@ from bdfast.training.resumption import Checkpoints
 from bdfast.training.seeds import derived_seed
 
 RECENT = 3
-"""Batches over which a stage is judged while it runs."""
+"""Batches over which the accuracy of a running stage is averaged."""
 
 Step = Callable[[Batch], StepResult]
 Augment = Callable[[torch.Tensor], torch.Tensor]
@@ -62,6 +62,7 @@ class Run:
         epochs: int,
         lr: Callable[[int], float] | None = None,
         stop: Callable[[float], bool] | None = None,
+        ended: Callable[[], bool] | None = None,
         validate: Callable[[], float] | None = None,
         patience: int | None = None,
         record: bool = True,
@@ -81,6 +82,7 @@ class Run:
             lr: Learning rate of each epoch, counted from 0; that of the optimizer when left out.
             stop: Asked after every step with the accuracy of the last `RECENT` batches, as the steps saw them; True
                 ends the stage there, most often well before `epochs`, so that these say nothing about the time left.
+            ended: Asked after every epoch; True ends the stage.
             validate: Asked after every epoch for the accuracy on held-out images; "held_out" in the history.
             patience: Ends the stage after this many epochs in which `validate` gave no new best.
             record: Put the epochs into the history.
@@ -96,7 +98,7 @@ class Run:
             optimizer.load_state_dict(saved.pop("optimizer"))
             rows = [Epoch(**row) for row in saved.pop("rows")]
             state = saved
-        with self.progress.stage(stage, None if stop else epochs) as advance:
+        with self.progress.stage(stage, None if stop or ended else epochs) as advance:
             while not state["finished"]:
                 if lr is not None:
                     for group in optimizer.param_groups:
@@ -106,6 +108,7 @@ class Run:
                 if patience is not None:
                     held_out = [row.held_out or 0.0 for row in rows]
                     stopped |= len(held_out) - held_out.index(max(held_out)) > patience
+                stopped |= ended is not None and ended()
                 state["finished"] = stopped or len(rows) == epochs
                 if self.checkpoints:
                     weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -134,9 +137,7 @@ class Run:
         count_sum: Any = 0
         stopped = False
         for batch in batches.shuffled(seed):
-            if self.augment is not None and isinstance(batch, tuple | list):
-                batch = (self.augment(batch[0]), *batch[1:])
-            loss, hits, total = step(batch)
+            loss, hits, total = step(self.augmented(batch))
             loss_sum = loss_sum + loss.detach() * total
             hits_sum, count_sum = hits_sum + hits, count_sum + total
             recent[:] = [*recent, hits / total][-RECENT:]
@@ -145,6 +146,12 @@ class Run:
         count = int(count_sum)
         row = Epoch(stage, epoch, float(hits_sum) / count, float(loss_sum) / count, perf_counter() - started)
         return row, stopped
+
+    def augmented(self, batch: Batch) -> Batch:
+        """A batch with its images augmented; one that is not (images, ...) as it is."""
+        if self.augment is None or not isinstance(batch, tuple | list):
+            return batch
+        return with_images(batch, self.augment(batch[0]))
 
     def once(self, stage: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `compute` returns, or returned in an earlier call with the same checkpoints."""
@@ -159,12 +166,14 @@ class Run:
         """bfloat16 for the forward passes of a step, where `amp` is on and the device computes in it."""
         return autocast(device, self.amp)
 
-    def accuracy(self, model: nn.Module, batches: Batches) -> float:
-        """Accuracy of `model` in eval mode."""
+    def accuracy(self, model: nn.Module, batches: Batches, *, augmented: bool = False) -> float:
+        """Accuracy of `model` in eval mode, on the images as they are or `augmented` ones."""
         hits_sum: Any = 0
         count_sum: Any = 0
         with eval_mode(model), torch.inference_mode(), self.autocast(batches.device):
             for batch in batches.ordered():
+                if augmented:
+                    batch = self.augmented(batch)
                 hits, count = task.hits(*self.forward(model, batch)[:2])
                 hits_sum, count_sum = hits_sum + hits, count_sum + count
         return float(hits_sum) / int(count_sum)

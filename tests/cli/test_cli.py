@@ -7,10 +7,12 @@ from PIL import Image
 
 from bdfast import scenario
 from bdfast.cli import main
+from bdfast.data import ImageTensors
 from bdfast.data.sources import digits_source
 from bdfast.defenses import TSBDDefense
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
+from bdfast.training import fit
 
 
 @pytest.fixture
@@ -22,10 +24,14 @@ def small_demo(monkeypatch):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    spec = ModelSpec(num_classes=2, in_channels=3, width=4)
+    """A network that tells dark images from bright ones."""
+    spec = ModelSpec(num_classes=2, in_channels=3, width=4, class_names=("cat", "dog"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_weights(spec.build(), tmp_path / "model.safetensors", description=spec.to_json())
+        model = spec.build()
+        images = torch.randint(0, 128, (32, 3, 16, 16)) + 128 * (torch.arange(32) % 2).view(-1, 1, 1, 1)
+        fit(model, ImageTensors(images.to(torch.uint8), torch.arange(32) % 2), epochs=4, batch_size=8, amp=False)
+        save_weights(model, tmp_path / "model.safetensors", description=spec.to_json())
     return tmp_path / "model.safetensors"
 
 
@@ -33,10 +39,10 @@ def checkpoint(tmp_path):
 def folder(tmp_path):
     """Sixteen images of two classes."""
     values = np.random.default_rng(0)
-    for label in ("cat", "dog"):
+    for darkest, label in ((0, "cat"), (128, "dog")):
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(8):
-            pixels = values.integers(0, 256, (16, 16, 3), np.uint8)
+            pixels = values.integers(darkest, darkest + 128, (16, 16, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
     return tmp_path / "images"
 

@@ -6,9 +6,11 @@ from bdfast.data.augmentation import Augmentation, overlaid
 
 def test_every_image_is_a_shifted_or_mirrored_copy():
     torch.manual_seed(0)
-    image = torch.rand(1, 2, 5, 5) + 1  # no zeros, so that padding is recognisable
+    image = torch.rand(1, 2, 5, 5) + torch.tensor([-3.0, 1.0]).view(1, 2, 1, 1)  # not in [0, 1]
     out = Augmentation(shift=1, flip=True)(image.expand(200, -1, -1, -1))
-    padded = torch.nn.functional.pad(image[0], (1, 1, 1, 1))
+    least = image[0].amin((1, 2), keepdim=True)  # the least value of a channel follows from outside
+    padded = least.expand(2, 7, 7).clone()
+    padded[:, 1:6, 1:6] = image[0]
     crops = [padded[:, dy : dy + 5, dx : dx + 5] for dy in range(3) for dx in range(3)]
     allowed = torch.stack([*crops, *(crop.flip(2) for crop in crops)])
     matches = (out[:, None] == allowed).flatten(2).all(2)

@@ -1,7 +1,8 @@
-"""`compat="official"` and `bn="official"` against plain transcriptions of the published loops."""
+"""`compat="official"` of FT-SAM and PAM against plain transcriptions of the published loops, in float64."""
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import bdfast
+from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
-from bdfast.defenses import FTSAMDefense, PAMDefense, TSBDDefense
+from bdfast.defenses import FTSAMDefense, PAMDefense
+from bdfast.defenses.loss import PreparedBatch
+from bdfast.defenses.preflight import TRIED
 from bdfast.training import Run
 from bdfast.training.seeds import derived_seed, seeded
 
@@ -19,72 +23,92 @@ EPS = 1e-12
 BATCH = 8
 
 
-def network() -> nn.Module:
+def network(classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes)
     ).double()
+
+
+def images(classes: int = 3) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(40, 1, 4, 4, dtype=torch.float64, generator=generator)
+    return TensorDataset(pixels, torch.randint(classes, (40,), generator=generator))
 
 
 @pytest.fixture
 def clean():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(40, 1, 4, 4, dtype=torch.float64, generator=generator)
-    return Batches(TensorDataset(images, torch.randint(3, (40,), generator=generator)), device="cpu", batch_size=BATCH)
+    return Batches(images(), device="cpu", batch_size=BATCH)
 
 
-def batches(clean: Batches, epochs: int):
+def batches(data: TensorDataset, epochs: int, stage: str = "fine-tune"):
+    """In our order; that of the published loader, which shuffles too, depends on more than a seed."""
     for epoch in range(1, epochs + 1):
-        yield from clean.shuffled(derived_seed(0, "fine-tune", epoch))
+        seed = derived_seed(0, stage, epoch)
+        torch.manual_seed(seed)
+        yield from Batches(data, device="cpu", batch_size=BATCH).shuffled(seed)
 
 
-def fine_tuned(defense, clean: Batches, change=None) -> nn.Module:
-    model = network()
-    run = Run(amp=False)
-    with seeded(0, clean.device):
-        defense.fine_tune(model, copy.deepcopy(model), clean, run, "fine-tune", change=change)
-    return model
+def purified(model: nn.Module, data: TensorDataset, cls, **changes) -> nn.Module:
+    """The published run, on images as they are and small batches."""
+    method = next(name for name, known in bdfast.defenses.METHODS.items() if known is cls)
+    settings = {**cls.PUBLISHED, "batch_size": BATCH, "augment": None, **changes}
+    return bdfast.purify(model, data, method=method, **settings).model
 
 
-def assert_same(model: nn.Module, expected: nn.Module) -> None:
-    for name, value in expected.state_dict().items():
-        if "num_batches" not in name:
-            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-6, atol=1e-8, msg=name)
+def assert_same(model: nn.Module, expected: nn.Module, start: nn.Module) -> None:
+    """Within 1e-9, after a way of a tenth at least. The published code counts some batches twice, for nothing."""
+    weights = {key: x for key, x in expected.state_dict().items() if "num_batches" not in key}
+    assert max(float((model.state_dict()[key] - x).abs().max()) for key, x in weights.items()) < 1e-9
+    assert max(float((start.state_dict()[key] - x).abs().max()) for key, x in weights.items()) > 0.1
 
 
-def kept_out_of_batchnorm(model: nn.Module, momentum: float) -> None:
+def statistics_momentum(model: nn.Module, momentum: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum
 
 
-def test_ft_sam(clean):
+def divergence(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """From a target with 1 - eps on the label and eps / (K - 1) on each other class."""
+    classes = logits.shape[1]
+    target = torch.full_like(logits, smoothing / (classes - 1))
+    target[torch.arange(len(labels)), labels] = 1 - smoothing
+    return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
+
+
+@pytest.mark.parametrize(
+    ("classes", "smoothing", "epochs"), [(3, 0.1, 45), (2, 0.1, 4), (2, 0.8, 4), (7, 0.0, 4)], ids=str
+)
+def test_ft_sam(classes, smoothing, epochs):
     """Adaptive, the learning rate a cosine of the steps that starts anew, weights restored by subtraction."""
-    expected, epochs, lr, rho = network().train(), 45, 0.01, 2.0  # 225 steps: past the turn at 200
+    model, data = network(classes), images(classes)
+    expected, lr, rho = copy.deepcopy(model).train(), 0.01, 2.0  # 45 epochs are 225 steps: past the turn at 200
     params = list(expected.parameters())
     optimizer = torch.optim.SGD(params, lr=lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
-    for images, labels in batches(clean, epochs):
+    for pixels, labels in batches(data, epochs):
         optimizer.zero_grad()
-        F.cross_entropy(expected(images), labels, label_smoothing=0.1).backward()
+        divergence(expected(pixels), labels, smoothing).backward()
         with torch.no_grad():
             norm = torch.norm(torch.stack([(p.abs() * p.grad).norm() for p in params]))
             steps = [p.pow(2) * p.grad * rho / (norm + EPS) for p in params]
             for p, e in zip(params, steps, strict=True):
                 p.add_(e)
-        kept_out_of_batchnorm(expected, 0)
+        statistics_momentum(expected, 0)
         optimizer.zero_grad()
-        F.cross_entropy(expected(images), labels, label_smoothing=0.1).backward()
-        kept_out_of_batchnorm(expected, 0.1)
+        divergence(expected(pixels), labels, smoothing).backward()
+        statistics_momentum(expected, 0.1)
         with torch.no_grad():
             for p, e in zip(params, steps, strict=True):
                 p.sub_(e)
         optimizer.step()
         schedule.step()
-    options = {**FTSAMDefense.PUBLISHED, "epochs": epochs}
-    assert_same(fine_tuned(FTSAMDefense(rho=rho, **options), clean), expected)
-    # The turn shows: after the first hundred steps the rate rises again, to where it was.
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 25 / 100)) / 2)
+    actual = purified(model, data, FTSAMDefense, epochs=epochs, label_smoothing=smoothing)
+    assert_same(actual, expected, model)
+    if epochs == 45:
+        # The turn shows: after the first hundred steps the rate rises again, to where it was.
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 25 / 100)) / 2)
 
 
 def test_ft_sam_has_a_radius_that_follows_the_learning_rate(clean):
@@ -96,90 +120,142 @@ def test_ft_sam_has_a_radius_that_follows_the_learning_rate(clean):
         original(self, optimizer)
         seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["rho"]))
 
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, seeded(0, clean.device):
         patched.setattr(FTSAMDefense, "before_step", watched)
-        fine_tuned(defense, clean)
+        model = network()
+        defense.fine_tune(model, copy.deepcopy(model), clean, Run(amp=False), "fine-tune")
     assert len(seen) == 20
     assert all(rho == pytest.approx(0.5 + 1.5 * lr / 0.1) for lr, rho in seen)
     assert seen[0] == (0.1, 2.0)
     assert seen[-1][1] < 1
 
 
-def test_pam(clean):
-    """One pass at w + rho d / ||d||, which moves the statistics; momentum 0.1, a constant rate."""
-    expected, epochs = network().train(), 6
-    backdoored = copy.deepcopy(expected)
+class Negative(nn.Module):
+    """A generator that is told from the images at a glance."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return 1 - pixels
+
+
+@pytest.fixture
+def inverted(monkeypatch):
+    """Stands in for the inversion; lists its calls."""
+    calls = []
+
+    def run(self, model, data, run, stage="invert", start=None):
+        calls.append((stage, self, start))
+        return bdfast.Inversion(Negative(), torch.ones(1), "", 2, [0.0])
+
+    monkeypatch.setattr(bdfast.BTIDBF, "run", run)
+    return calls
+
+
+def test_pam(inverted):
+    """One pass at w + rho d / ||d||, which moves the statistics; one SGD through all rounds; a constant rate."""
+    model, data, epochs = network(), images(), 6
+    expected = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.01, momentum=0.1)
-    for images, labels in batches(clean, epochs):
-        optimizer.zero_grad()
-        pairs = list(zip(expected.parameters(), backdoored.parameters(), strict=True))
-        with torch.no_grad():
-            norm = torch.norm(torch.stack([(b - p).norm() for p, b in pairs]))
-            old = [p.clone() for p, _ in pairs]
-            for p, b in pairs:
-                p.add_(0.5 * (b - p) / (norm + EPS))
-        F.cross_entropy(expected(images), labels).backward()
-        with torch.no_grad():
-            for (p, _), before in zip(pairs, old, strict=True):
-                p.copy_(before)
-        optimizer.step()
-    options = {**PAMDefense.PUBLISHED, "epochs": epochs}
-    assert_same(fine_tuned(PAMDefense(**options), clean), expected)
+    pairs = list(zip(expected.parameters(), model.parameters(), strict=True))
+    for stage in ("fine-tune", "fine-tune 2", "fine-tune 3"):
+        for pixels, labels in batches(data, epochs, stage):
+            chosen = torch.randperm(len(pixels))[: int(0.2 * len(pixels) + 1)]
+            pixels[chosen] = Negative()(pixels[chosen])
+            optimizer.zero_grad()
+            with torch.no_grad():
+                norm = torch.norm(torch.stack([(b - p).norm() for p, b in pairs]))
+                old = [p.clone() for p, _ in pairs]
+                for p, b in pairs:
+                    p.add_(0.5 * (b - p) / (norm + EPS))
+            F.cross_entropy(expected(pixels), labels).backward()
+            with torch.no_grad():
+                for (p, _), before in zip(pairs, old, strict=True):
+                    p.copy_(before)
+            optimizer.step()
+    assert_same(purified(model, data, PAMDefense, epochs=epochs), expected, model)
 
 
 def test_pam_changes_as_many_images_as_published_and_no_label(clean):
-    class Negative(nn.Module):
-        def forward(self, images):
-            return -images
-
     inversion = bdfast.Inversion(Negative(), torch.ones(1), "", 0, [])
-    images, labels = next(clean.ordered())
+    pixels, labels = next(clean.ordered())
     for share, count in ((0.2, int(0.2 * BATCH + 1)), (0.0, 0), (1.0, BATCH)):
         with seeded(0, clean.device):
-            changed, same = PAMDefense(triggered_share=share)._triggering(inversion)((images, labels))
+            changed, same = PAMDefense(triggered_share=share)._triggering(inversion)((pixels, labels))
         assert torch.equal(same, labels)
-        assert int((changed == -images).flatten(1).all(1).sum()) == count
-        assert int((changed == images).flatten(1).all(1).sum()) == BATCH - count
+        assert int((changed == 1 - pixels).flatten(1).all(1).sum()) == count
+        assert int((changed == pixels).flatten(1).all(1).sum()) == BATCH - count
 
 
-def test_pam_leaves_the_generator_as_the_first_round_made_it(clean, monkeypatch):
-    calls = []
-
-    def inverted(self, model, data, run, stage="invert", start=None):
-        calls.append((stage, self.detect, start))
-        return bdfast.Inversion(nn.Identity(), torch.ones(1), "", 2, [0.0])
-
-    monkeypatch.setattr(bdfast.BTIDBF, "run", inverted)
-    for compat, expected in (
-        ("official", [("invert", "histogram")]),
-        (None, [("invert", "scan"), ("invert 2", "scan")]),
-    ):
-        calls.clear()
-        outcome = PAMDefense(rho=0.1, rounds=2, epochs=1, compat=compat).run(network(), clean, Run(amp=False))
-        assert [(stage, detect) for stage, detect, _ in calls] == expected
-        assert all((start is None) == (stage == "invert") for stage, _, start in calls)
-        assert outcome.found["target"] == 2
+def test_pam_leaves_the_generator_as_the_first_round_made_it(inverted):
+    for compat, expected in (("official", ["invert"]), (None, ["invert", "invert 2"])):
+        inverted.clear()
+        options = {"rho": 0.1, "rounds": 2, "epochs": 1, "compat": compat, "batch_size": BATCH, "amp": False}
+        result = bdfast.purify(network(), images(), method="pam", **options)
+        assert [stage for stage, _, _ in inverted] == expected
+        assert all((start is None) == (stage == "invert") for stage, _, start in inverted)
+        assert result.found["target"] == 2
 
 
-def test_tsbd(clean):
-    """Both passes on a copy, a third at the new weights that alone moves the statistics, gradients mixed per tensor."""
-    expected, epochs, rho, alpha = network().train(), 5, 0.05, 0.7
-    optimizer = torch.optim.SGD(expected.parameters(), lr=0.01, momentum=0.9)
-    for images, labels in batches(clean, epochs):
-        neighbour = copy.deepcopy(expected)
-        neighbour.zero_grad()
-        F.cross_entropy(neighbour(images), labels).backward()
-        first = [p.grad.clone() for p in neighbour.parameters()]
-        with torch.no_grad():
-            for p, g in zip(neighbour.parameters(), first, strict=True):
-                p.add_(rho * g / g.norm())
-        neighbour.zero_grad()
-        F.cross_entropy(neighbour(images), labels).backward()
-        optimizer.zero_grad()
-        for p, q, g in zip(expected.parameters(), neighbour.parameters(), first, strict=True):
-            p.grad = (1 - alpha) * g + alpha * q.grad
-        optimizer.step()
-        with torch.no_grad():
-            expected(images)
-    defense = TSBDDefense(rho=rho, alpha=alpha, **{**TSBDDefense.PUBLISHED, "epochs": epochs})
-    assert_same(fine_tuned(defense, clean), expected)
+class Killed(Exception):
+    pass
+
+
+counted = {}
+
+
+def counting(model, batch):
+    """Counts the training passes after those before the first update; a run is told by the code of this function."""
+    if model.training:
+        counted["passes"] += 1
+        if counted["most"] is not None and counted["passes"] > counted["most"]:
+            raise Killed
+    return model(batch[0]), batch[1]
+
+
+@pytest.mark.parametrize("passes", [3, 10, 17, 20])
+def test_pam_keeps_its_momentum_over_a_kill(inverted, tmp_path, passes):
+    """Within a round, between two, and within a later one; ten passes are a round."""
+
+    def purify(workdir, most=None):
+        counted.update(passes=-TRIED, most=most)
+        changes = {"epochs": 2, "momentum": 0.9, "workdir": workdir, "forward": counting}
+        return purified(network(), images(), PAMDefense, **changes).state_dict()
+
+    undisturbed = purify(None)
+    with pytest.raises(Killed):
+        purify(tmp_path, passes)
+    resumed = purify(tmp_path)
+    assert all(torch.equal(x, undisturbed[name]) for name, x in resumed.items())
+
+
+def test_smoothed_labels_leave_out_what_is_ignored():
+    logits, labels = torch.randn(2, 3, 5, dtype=torch.float64), torch.tensor([[0, -100, 4], [2, 1, -100]])
+    loss = FTSAMDefense(compat="official", label_smoothing=0.3).loss(network(), Run())
+    counted = labels != -100
+    assert float(loss.of(logits, labels, PreparedBatch(None))) == pytest.approx(
+        float(divergence(logits[counted], labels[counted], 0.3) - (0.7 * math.log(0.7) + 0.3 * math.log(0.3 / 4)))
+    )
+
+
+@pytest.mark.parametrize("method", ["tsbd", "ft_sam", "pam"])
+def test_the_published_settings_are_arguments_of_purify(method, monkeypatch):
+    """As they are, but for TSBD's strength and for the epochs of an unlearning that small steps hardly begin."""
+    published = bdfast.defenses.METHODS[method].PUBLISHED
+    assert published["augment"] == Augmentation(shift=4, flip=True)
+    assert (published["amp"], published["batch_size"]) == (False, 128 if method == "pam" else 256)
+    inversions = []
+    run = bdfast.BTIDBF.run
+    monkeypatch.setattr(bdfast.BTIDBF, "run", lambda self, *rest: inversions.append(self) or run(self, *rest))
+    changes = {"n": 0.5, "unlearn_epochs": 2} if method == "tsbd" else {}
+    few = TensorDataset(*(x[:8] for x in images().tensors))
+    result = bdfast.purify(network(), few, method=method, **{**published, **changes})
+    stages = Counter(getattr(row, "stage", "setup") for row in result.history)
+    assert (
+        stages
+        == {
+            "tsbd": {"setup": 1, "unlearn": 2, "fine-tune": 21},
+            "ft_sam": {"setup": 1, "fine-tune": 100},
+            "pam": {"setup": 1, "invert": 30, "fine-tune": 30, "fine-tune 2": 30, "fine-tune 3": 30},
+        }[method]
+    )
+    assert result.history[0].precision == "as the weights"
+    assert inversions == ([bdfast.BTIDBF(**bdfast.BTIDBF.PUBLISHED)] if method == "pam" else [])

@@ -126,11 +126,11 @@ def test_other_batches_through_forward(digits, backdoored):
 
 
 def test_the_published_settings(digits, backdoored):
-    settings = {**bdfast.TSBDDefense.PUBLISHED, "unlearn_lr": 1e-3, "epochs": 1}
-    result = bdfast.purify(backdoored[0], digits[1], n=0.2, batch_size=64, amp=False, **settings)
+    settings = {**bdfast.TSBDDefense.PUBLISHED, "unlearn_lr": 1e-3, "unlearn_epochs": 6, "batch_size": 64, "epochs": 1}
+    result = bdfast.purify(backdoored[0], digits[1], n=0.2, **settings)
     stages = [getattr(row, "stage", "") for row in result.history]
     assert stages.count("fine-tune") == 1
-    assert result.history[stages.index("fine-tune") - 1].accuracy < 0.6  # it went on to chance
+    assert result.history[stages.index("fine-tune") - 1].accuracy < 0.6  # it went on towards chance
 
 
 def test_a_network_without_batchnorm_or_convolutions():

@@ -48,7 +48,7 @@ CASES = {
         Small,
         data((8, 3, 6, 6)),
         {},
-        r"clean: batch 0: expected input that the model takes, got \[\[8, 3",
+        r"clean: batch 0: expected input that the model takes, got \[8, 3",
     ),
     "no neurons": (without_neurons, data(), {}, "neuron"),
     "frozen": (frozen, data(), {}, "model: expected parameters that can be trained, got a model that is frozen"),
@@ -108,7 +108,7 @@ def test_a_gradient_that_explodes_is_named_and_leaves_the_model():
         bdfast.purify(
             model,
             data(),
-            n=0.5,
+            method="ft",
             inplace=True,
             amp=False,
             forward=lambda m, batch: (m(batch[0]) * (float("nan") if m.training else 1.0), batch[1]),

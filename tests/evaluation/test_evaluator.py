@@ -111,7 +111,11 @@ def test_kept_statistics_leave_no_trace_even_after_an_error():
         (says([0], [-1]), None, "expected labels 0..3"),
         (says([0], [0], [0]), None, r"clean: batch 0: expected 1 label\(s\)"),
         (says([0], [0]), says([0], [0]), r"triggered: batch 0: expected 2 label\(s\)"),
-        (says([7], [0]), None, r"clean: batch 0: expected input that the model takes, got \[\[1, 1\], \[1\]\]"),
+        (
+            says([7], [0]),
+            None,
+            r"clean: batch 0: expected input that the model takes, got \[1, 1\] torch.float32",
+        ),
     ],
 )
 def test_wrong_data_is_explained(clean, triggered, message):

@@ -162,9 +162,18 @@ def test_the_last_feature_map(model, layer):
     assert torch.equal(model(images), logits)
 
 
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(48, 3))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
+
+
 def test_what_cannot_be_inverted_is_explained():
-    rows = [{"pixels": torch.rand(1, 6, 8), "digit": 0}] * 4
+    rows = [{"pixels": torch.rand(1, 6, 8), "digit": i % 2} for i in range(4)]
     with pytest.raises(ValueError, match=r"clean: expected batches of \(images \[B, C, H, W\], labels\), got dict"):
         bdfast.invert_trigger(Planted(), rows, forward=lambda m, batch: (m(batch["pixels"]), batch["digit"]))
     with pytest.raises(ValueError, match="model: expected a module before the logits that runs once"):
-        bdfast.invert_trigger(nn.Linear(8, 3), TensorDataset(torch.rand(4, 1, 6, 8), torch.zeros(4, dtype=torch.long)))
+        bdfast.invert_trigger(Bare(), TensorDataset(torch.rand(4, 1, 6, 8), torch.arange(4) % 2))

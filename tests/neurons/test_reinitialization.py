@@ -59,6 +59,8 @@ def plain_reinitialize(unlearned, original, n, m, official):
     selected = ranking[: max(1, int(n * len(scores)))]
     pool = sorted((change for neuron in selected for change in changes[neuron]), reverse=True)
     threshold = pool[max(1, int(len(pool) * m)) - 1]
+    if not official:  # what has not changed stays
+        threshold = max(threshold, torch.finfo(torch.float32).tiny)
     weights = {name: value.clone() for name, value in before.items()}
     zeroed = 0
     for neuron in selected:
@@ -113,7 +115,11 @@ def test_shares_are_cut_as_in_the_published_code():
 
 
 def test_reinitialize_takes_state_dicts_and_any_scores():
-    unlearned, original = models(1, torch.float32)
+    original = models(1, torch.float32)[1]
+    unlearned = copy.deepcopy(original)
+    with torch.no_grad():
+        for parameter in unlearned.parameters():
+            parameter.add_(1.0)  # every sub-weight changes
     index = NeuronIndex(original, kinds="conv")
     scores = NeuronScores(torch.arange(11.0), index.layers)
     state = copy.deepcopy(original.state_dict())

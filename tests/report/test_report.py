@@ -39,7 +39,7 @@ HISTORY = [
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
 AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
 PATH = [(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)]
-SURROUNDINGS = Landscape([0.0, 0.5, 1.0], ([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]), PATH, "Measured on 3 images.")
+LANDSCAPE = Landscape([0.0, 0.5, 1.0], ([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]), PATH, "Measured on 3 images.")
 
 
 def make_result(**changes):
@@ -98,7 +98,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "new" / "folder"
-    return write(folder, examples=make_examples(), surroundings=SURROUNDINGS)
+    return write(folder, examples=make_examples(), landscape=LANDSCAPE)
 
 
 def test_page_tells_the_result_and_needs_nothing_else(whole):
@@ -130,7 +130,7 @@ def test_figures_lie_beside_the_page(whole):
 def test_same_data_gives_the_same_bytes_whatever_the_settings_of_the_caller(whole, tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "font.size": 40}):
         kept = dict(matplotlib.rcParams)
-        again = write(tmp_path, examples=make_examples(), surroundings=SURROUNDINGS)
+        again = write(tmp_path, examples=make_examples(), landscape=LANDSCAPE)
         assert dict(matplotlib.rcParams) == kept
     for name in ("report.html", *page.FIGURES):
         assert (again.parent / name).read_bytes() == (whole.parent / name).read_bytes()
@@ -275,10 +275,10 @@ def test_rounds_of_a_stage_follow_one_another():
 
 
 def test_landscape_ends_where_its_data_ends():
-    figure = landscape_figures.path(SURROUNDINGS)
+    figure = landscape_figures.path(LANDSCAPE)
     assert texts(figure) == ["ACC 91.4\u00a0%", "ASR 1.9\u00a0%"]
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [99.81, 40, 1.92])
-    assert texts(landscape_figures.sharpness(SURROUNDINGS, width=figures.NARROW)) == ["before (2.5)", "after (0.4)"]
+    assert texts(landscape_figures.sharpness(LANDSCAPE, width=figures.NARROW)) == ["before (2.5)", "after (0.4)"]
 
 
 def test_a_method_that_resets_nothing_says_what_it_found(tmp_path):
