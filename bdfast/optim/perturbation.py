@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bdfast import ops
 from bdfast.ops import Mode, Scope
-from bdfast.ops.lists import laid_out_like, with_rows
+from bdfast.optim.saved_weights import Move, SavedWeights
 
 
 @contextmanager
@@ -51,12 +50,15 @@ def perturbed(
     given = list(params)
     directions = [param.grad for param in given] if reference is None else list(reference)
     pairs = [(param, x) for param, x in zip(given, directions, strict=True) if x is not None]
-    moving = [with_rows(param.detach()) for param, _ in pairs]
-    saved = [torch.empty_like(param) for param in moving]
-    dirs = [with_rows(laid_out_like(x.detach(), param)) for param, x in pairs]
+    move = Move(rho, mode, [param for param, _ in pairs], [x for _, x in pairs])
+    weights = SavedWeights()
+    grad_mode = torch.is_grad_enabled()
     try:
-        yield ops.perturb_(moving, dirs, saved, rho=rho, mode=mode, scope=scope, eps=eps)
-    finally:
-        if moving:
-            with torch.no_grad():
-                torch._foreach_copy_(moving, saved)
+        with torch.no_grad():
+            norms = weights.perturb([move], scope=scope, eps=eps)
+        yield norms[0]
+        weights.put_back()
+    except BaseException:
+        torch.set_grad_enabled(grad_mode)
+        weights.put_back()
+        raise

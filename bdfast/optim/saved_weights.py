@@ -1,0 +1,158 @@
+"""Copies of weights that stand elsewhere, and the way back to them, whatever goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bdfast import ops
+from bdfast.ops import Mode, Scope
+from bdfast.ops.lists import (
+    euclidean,
+    laid_out_like,
+    lay_out,
+    norm_along,
+    places_of,
+    rows,
+    workable,
+    write,
+)
+
+
+class Move(NamedTuple):
+    """Parameters of one dtype on one device that one call of `bdfast.ops.perturb_` moves along their directions."""
+
+    rho: float
+    mode: Mode
+    params: list[Tensor]
+    directions: list[Tensor]
+
+
+class Laid(NamedTuple):
+    """Parameters as the ops take them.
+
+    Attributes:
+        works: One tensor for each, see `bdfast.ops.lists.workable`.
+        copied: Those that have to be written back.
+        copies: The memory where each is saved.
+    """
+
+    works: list[Tensor]
+    copied: list[tuple[Tensor, Tensor]]
+    copies: list[Tensor]
+
+
+class SavedWeights:
+    """Where the weights were: a copy of each parameter, made once and kept, and which copies count.
+
+    A signal such as Ctrl-C arrives as soon as a kernel has returned, before Python knows of it. Whether a kernel has
+    run is therefore read from the memory that it writes, where a mark stood before.
+
+    Attributes:
+        copies: The memory of each parameter that has ever been moved.
+        moved: The parameters whose copies hold the weights to go back to.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[Tensor, Tensor] = {}
+        self.moved: list[Tensor] = []
+        self._writing: tuple[list[Tensor], Tensor | None] | None = None
+        self._laid: Laid | None = None
+        self._ids: list[int] = []
+        self._places: object = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_laid": None}  # which knew these very objects
+
+    def perturb(
+        self, moves: Sequence[Move], *, scope: Scope, norm: Tensor | None = None, eps: float = 1e-12
+    ) -> list[Tensor]:
+        """Save the parameters and move them; returns the norms, as `bdfast.ops.perturb_` does, one per move."""
+        params = [param for move in moves for param in move.params]
+        works, copied, copies = self.laid(params)
+        calls, begin = [], 0
+        for move in moves:
+            end = begin + len(move.params)
+            dirs = lay_out(move.directions, works[begin:end])
+            calls.append((move, rows(works[begin:end]), rows(dirs), rows(copies[begin:end])))
+            begin = end
+        if norm is None and scope == "global" and len(calls) > 1:
+            norm = euclidean([norm_along(move.mode, moving, dirs) for move, moving, dirs, _ in calls])
+        norms = []
+        for move, moving, dirs, saved in calls:
+            self._writing = move.params, mark(saved)
+            known = None if norm is None else norm.to(moving[0].device)
+            options = {"rho": move.rho, "mode": move.mode, "scope": scope, "eps": eps, "norm": known}
+            norms.append(ops.perturb_(moving, dirs, saved, **options))  # type: ignore[arg-type]
+            self.moved = [*self.moved, *move.params]
+            self._writing = None
+        write(copied)
+        return norms
+
+    def save(self, params: Sequence[Tensor]) -> None:
+        """Copy the parameters as they stand."""
+        if params:
+            works, _, copies = self.laid(params)
+            torch._foreach_copy_(copies, works)
+            known = set(self.moved)
+            self.moved = [*self.moved, *(param for param in params if param not in known)]
+
+    def laid(self, params: Sequence[Tensor]) -> Laid:
+        """The parameters as they lie now: they may have changed their dtype, device, shape or memory format."""
+        ids, places = [*map(id, params)], places_of(params)
+        if self._laid is not None and ids == self._ids and places == self._places:
+            return self._laid
+        works, copied = workable(params)
+        moved = set(self.moved)
+        for param, work in zip(params, works, strict=True):
+            copy = self.copies.get(param)
+            if copy is None or (copy.shape != work.shape and param not in moved):
+                copy = torch.empty_like(work)
+            self.copies[param] = laid_out_like(copy, work, "weights before the step")
+        laid = Laid(works, copied, [self.copies[param] for param in params])
+        # Nothing else can come to lie at these addresses: `works` holds on to them.
+        self._laid, self._ids, self._places = None if copied else laid, ids, places
+        return laid
+
+    def put_back(self, params: Sequence[Tensor] | None = None) -> bool:
+        """Write the copies of these parameters back, by default of all that moved; they still count as moved.
+
+        Returns:
+            Whether there was any.
+        """
+        if self._writing is not None:
+            begun, marked = self._writing
+            if not is_marked(marked):
+                self.moved = [*self.moved, *begun]
+            self._writing = None
+        back = self.moved if params is None else params
+        if back:
+            with torch.no_grad():
+                write([(param, self.copies[param]) for param in back])
+        return bool(back)
+
+    def forget(self) -> None:
+        """None of the copies counts any more."""
+        self.moved, self._writing = [], None
+
+
+def mark(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Mark a list that a kernel is about to write; returns where the mark is, None if there is nothing to write."""
+    for x in tensors:
+        if x.numel():
+            head = x.detach().as_strided((1,), (1,)).view(torch.uint8)
+            head.fill_(_MARK)
+            return head
+    return None
+
+
+def is_marked(head: Tensor | None) -> bool:
+    """Whether the mark still stands there: no kernel has written then."""
+    return head is not None and bool((head == _MARK).all())
+
+
+_MARK = 255
+"""In every byte: a NaN in all dtypes, and none that arithmetic makes."""
