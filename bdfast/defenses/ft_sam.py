@@ -127,7 +127,7 @@ class FTSAMDefense(Distilling, ChosenStrength):
 
 
 class _SubtractingSAM(SAM):
-    """Goes back by subtracting the step that it took, which loses the last bits of some weights."""
+    """Restores the weights by subtracting the perturbation, which loses the last bits of some."""
 
     def _perturb(self, moving: list[tuple[Group, Tensor]]) -> bool:
         weighted = [self._direction(x) * (x.abs() if group["adaptive"] else 1) for group, x in moving]

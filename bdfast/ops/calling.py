@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bdfast.ops import aliasing, backends, checks, dispatcher
+from bdfast.ops.lists import write
 
 _REFUSED = "cannot be used as they are"
 """What the kernels say of arguments that they do not take, before they write anything; see csrc/lists.h."""
@@ -49,13 +50,13 @@ def run(
             dispatcher.count_versions(passed[name] for name in written if name in passed)
             return result
     check(passed)
-    if failure and written and not isinstance(failure, NotImplementedError) and _REFUSED not in str(failure):
-        raise failure  # which may have come after the kernel had written: it must not step twice
     if not first:
         return empty()
     copied = checks.make_readable(passed, written)
+    refused = copied or isinstance(failure, NotImplementedError) or _REFUSED in str(failure)
+    if failure and written and not refused:
+        raise failure  # it may have come after the kernel had written, and a step must not be taken twice
     args = tuple(aliasing.as_readable(x.contiguous()) if isinstance(x, Tensor) else x for x in args)
     result = getattr(torch.ops.bdfast, op)(*[passed.get(name, []) for name in lists], *args)
-    if copied:  # in one call: whoever is interrupted finds all of them or none
-        torch._foreach_copy_([original for original, _ in copied], [dense for _, dense in copied])
+    write(copied)
     return result

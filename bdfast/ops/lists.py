@@ -39,10 +39,10 @@ def rows(xs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def laid_out_like(x: Tensor, like: Tensor, what: str = "gradient") -> Tensor:
-    """`x`, or a copy with the strides, dtype and device of `like`, where it has others; `what` it is, for the error."""
+    """`x`, or a copy with the strides, dtype and device of `like` if it has others; `what` names it in the error."""
     if x.layout is not torch.strided:
         x = x.to_dense()
-    # Shapes are left to the ops here, which compare them faster and refuse others.
+    # Other shapes with equal strides are left to the ops, which compare all shapes faster.
     if (
         x.dtype == like.dtype
         and x.device == like.device
@@ -71,12 +71,12 @@ def lay_out(xs: Iterable[Tensor | None], likes: Sequence[Tensor], what: str = "g
 
 
 def places_of(params: Sequence[Tensor]) -> object:
-    """Where parameters lie in memory, and how; equal to that of another time where nothing has changed."""
+    """The addresses, strides, shapes, dtypes and devices of parameters, to compare with those of another time."""
     try:
-        lie = [x.data_ptr() for x in params], [x.stride() for x in params], [x.shape for x in params]
-        return *lie, [x.dtype for x in params], [x.device for x in params]
-    except RuntimeError:  # a sparse one, of which that cannot be said
-        return object()
+        memory = [x.data_ptr() for x in params], [x.stride() for x in params], [x.shape for x in params]
+        return *memory, [x.dtype for x in params], [x.device for x in params]
+    except RuntimeError:  # a sparse one has no address
+        return object()  # unequal to that of any other time
 
 
 def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
@@ -85,9 +85,6 @@ def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor,
     Returns:
         One tensor for each parameter, and (parameter, tensor) of those that had to be copied, to `write` back: views
         such as every second column, and sparse ones.
-
-    Raises:
-        ValueError: A parameter that had to be copied shares memory, with itself or another.
     """
     works, copied = [], []
     for param in params:
@@ -96,20 +93,20 @@ def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor,
             x = x.to_dense().contiguous()
             copied.append((param, x))
         works.append(x)
-    if copied:
-        # Copies hide from the ops what shares memory.
-        checks.check_writable("step", "params", [param for param in params if param.layout is torch.strided])
     return works, copied
 
 
 def write(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Write dense tensors into parameters of any layout; all strided ones in one call, so that none is left out."""
+    """Write dense tensors into parameters of any layout; all strided ones in one call, which no error can divide."""
     strided = [pair for pair in pairs if pair[0].layout is torch.strided]
+    if not torch.compiler.is_compiling():  # the compiler cannot trace `is_neg`
+        # `_foreach_copy_` refuses to write to negated views, so it gets their memory without the negation.
+        strided = [(torch._neg_view(x), -y) if x.is_neg() else (x, y) for x, y in strided]
     if strided:
         torch._foreach_copy_([param for param, _ in strided], [x for _, x in strided])
     for param, x in pairs:
         if param.layout is not torch.strided:
-            # Entries that are there stay there as zeros: which ones a sparse parameter has decides what can be trained.
+            # Entries that become zero are kept: only the entries of a sparse parameter get a gradient.
             there = param.detach().coalesce()
             zeros = torch.sparse_coo_tensor(there.indices(), torch.zeros_like(there.values()), there.shape)
             param.copy_((zeros + x.to(param.dtype).to_sparse(there.sparse_dim())).coalesce())

@@ -95,7 +95,7 @@ def perturb_(
     norm = norm.clone()
     moving = (norm > 0) & norm.isfinite()
     scale = torch.where(moving, rho / (norm + eps), 0).expand(len(params))
-    torch._foreach_copy_([*saved], [*params])  # all before any moves: whoever is interrupted finds the way back
+    torch._foreach_copy_([*saved], [*params])  # before any moves, so that an interruption leaves all copies or none
     for param, x, factor in zip(params, dirs, scale, strict=True):
         step = direction(param, x, 2) * factor
         # 0 * inf is NaN, and weights that do not move must keep their bits.
@@ -135,6 +135,6 @@ def sharp_step_(
         moved_to.append(moved.to(params[i].dtype))
         if references:
             squares.append((moved - _wide(references[i])).square().sum())
-    # In one call: whoever is interrupted finds all of the step done or nothing, as with the kernels.
+    # In one call: an interruption leaves the whole step or nothing, as with the kernels.
     torch._foreach_copy_([*params, *momentum_buffers], [*moved_to, *buffers])
     return torch.stack(squares).sum() if squares else grads[0].new_zeros(())

@@ -12,8 +12,8 @@ Group = dict[str, Any]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def or_back(method: Method) -> Method:
-    """Call `restore` where a method of an optimizer does not come to its end, whatever stops it."""
+def restoring(method: Method) -> Method:
+    """Make a method of an optimizer call `restore` before it passes on any error, Ctrl-C included."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -24,7 +24,8 @@ def or_back(method: Method) -> Method:
         except BaseException:
             if grad_mode is not None:
                 torch.set_grad_enabled(grad_mode)
-            for name in ("found_inf", "grad_scale"):  # of a GradScaler, which would leave them behind
+            # A GradScaler sets these, and removes them only after a step without error.
+            for name in ("found_inf", "grad_scale"):
                 self.__dict__.pop(name, None)
             self.restore()
             raise
@@ -33,9 +34,9 @@ def or_back(method: Method) -> Method:
 
 
 class AroundBase(torch.optim.Optimizer):
-    """Takes the place of the base everywhere but in its step.
+    """Can be used wherever the base can; only the step is another.
 
-    Copies and pickles go on like the original, without its hooks, as torch has it.
+    A copy or pickle continues like the original, but has none of its hooks, like those of torch's optimizers.
 
     Args:
         params: Parameters, named parameters or groups.
@@ -59,8 +60,8 @@ class AroundBase(torch.optim.Optimizer):
         self._join()
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch keeps the groups and the state only. Hooks stay behind, and so do methods that somebody has wrapped
-        # here, as schedulers wrap `step`: they know this object.
+        # torch keeps only the groups and the state. Hooks are left out here, and methods that were replaced on this
+        # object, as schedulers replace `step`: both refer to this object.
         own = {name: x for name, x in self.__dict__.items() if not callable(getattr(type(self), name, None))}
         return {name: x for name, x in own.items() if not name.startswith("_optimizer_")}
 
@@ -69,7 +70,7 @@ class AroundBase(torch.optim.Optimizer):
         self._join()
 
     def _join(self) -> None:
-        """Give both what either of them was given since, such as the state and the groups that were loaded."""
+        """Share groups and state again, if one of the two got new ones, for example by `load_state_dict`."""
         base, before = self.base_optimizer, self._joined.get("param_groups", [])
         for name in ("param_groups", "state"):
             changed = base if getattr(self, name) is self._joined.get(name) else self
@@ -77,7 +78,7 @@ class AroundBase(torch.optim.Optimizer):
             setattr(self, name, self._joined[name])
             setattr(base, name, self._joined[name])
         if self.param_groups is not before:
-            # Those of the base alone know nothing of rho.
+            # A state dict of the base has no options of ours, such as rho.
             for group, options in zip(self.param_groups, before, strict=False):
                 for name in self.defaults.keys() - group.keys():
                     group[name] = options.get(name, self.defaults[name])

@@ -1,4 +1,4 @@
-"""The step of any base optimizer, and how to take it back."""
+"""The step of any base optimizer, and how to undo it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """Its step without its hooks: those of the optimizer around it are called already, and once is enough."""
+    """Its step without its hooks, which are also those of the optimizer around it, and have been called."""
     step: Any = type(optimizer).step
     (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
 
 
 class Snapshot:
-    """Around a step: state and options are as they were after it, if it fails; the weights are the caller's.
+    """A context around a step of the base: if it fails, state and options are restored. The caller restores weights.
 
-    A base such as Adam overwrites its state tensor by tensor, and nothing else remembers it.
+    A base such as Adam overwrites its state tensor by tensor, so the state is copied first.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

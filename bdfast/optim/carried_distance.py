@@ -1,4 +1,4 @@
-"""The distance of the weights to others, carried from step to step as long as nobody else changes the weights."""
+"""The distance of the weights to references, kept from one step to the next while nothing else changes the weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bdfast import ops
 from bdfast.ops.lists import grouped, kind, lay_out, rows, with_rows, workable
 
 WHOLE = 1 << 16
-"""A model of up to so many weights is looked at as a whole."""
+"""In a model of up to this many weights, all are compared."""
 
 SAMPLES = 256
-"""Of each tensor of a larger model so many weights are looked at, or one of each row, a neuron, if these are more."""
+"""In a larger model, this many weights of each tensor are compared, or about one of each row if it has more rows."""
 
 
 class CarriedDistance:
-    """The distance that a step ended at, and what shows that the weights are still those of that step.
+    """The distance after a step, and what shows that the weights are still those of that step.
 
-    Whoever writes through `.data` raises no version. So the memory itself is compared too: whether the parameters lie
-    where they lay, and a sample of their weights.
+    A write through `.data` does not raise the version of a tensor. So the addresses of the parameters and a sample of
+    their weights are compared too.
     """
 
     def __init__(self) -> None:
@@ -37,20 +37,20 @@ class CarriedDistance:
         return self._distance is not None
 
     def forget(self) -> None:
-        """It is that of other weights by now."""
+        """The weights have changed, so that the distance does not hold any more."""
         self._distance = None
 
     def renew(self, params: Sequence[Tensor], references: Sequence[Tensor]) -> None:
-        """The weights were elsewhere and have come back."""
+        """The weights were moved and have been restored: only their versions differ."""
         self._versions = _versions(params) + _versions(references)
 
     def keep(self, distance: Tensor, params: Sequence[Tensor], references: Sequence[Tensor], places: object) -> None:
-        """Keep the distance of these parameters as they stand; `places` are those of the parameters, and of others."""
+        """Keep the distance of these parameters; `places` are those of all parameters, see `lists.places_of`."""
         self._distance = None
         if places != self._places or [*map(id, params)] != self._ids:
             works, copied = workable(params)
             if copied:
-                return  # in their memory there are others in between
+                return  # a sample is read from memory without gaps
             self._ids, self._places = [*map(id, params)], places
             whole = sum(x.numel() for x in works) <= WHOLE
             samples = [(kind(x), _sample(x, whole)) for x in works if x.numel()]
@@ -61,7 +61,7 @@ class CarriedDistance:
 
     def get(self, params: Sequence[Tensor], references: Sequence[Tensor], places: object) -> Tensor | None:
         """The distance of these parameters, None where they may have changed."""
-        # The samples hold on to their memory, so that an address cannot have come back to another.
+        # `_samples` keeps this memory allocated, so no other tensor can have got these addresses.
         if self._distance is None or places != self._places or [*map(id, params)] != self._ids:
             return None
         if self._versions != _versions(params) + _versions(references):
@@ -82,9 +82,9 @@ def measured(params: Sequence[Tensor], references: Sequence[Tensor]) -> float:
 
 
 def found(distance: float, then: float, params: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor | None:
-    """A distance that was stored, if as much is measured of these weights as was `then` of those it was stored with.
+    """A stored distance, if these weights measure what was measured when it was stored, `then`.
 
-    In 16 bits the distance itself differs from what is measured: the step has it from weights that are not yet rounded.
+    In 16 bits the distance itself differs from what is measured: the step computes it before it rounds the weights.
     """
     if not math.isclose(measured(params, references), then, rel_tol=1e-6):
         return None
@@ -95,13 +95,13 @@ def _sample(x: Tensor, whole: bool) -> Tensor:
     """Weights in the order of memory, in which the rows follow each other."""
     x = with_rows(x)
     columns = x.numel() // x.shape[0]
-    step = 1 if whole else max(1, min(x.numel() // SAMPLES, max(columns, 16)))  # no more than one of a cache line
-    step -= step % 2 == 0  # an even one would often stay in a few columns
+    step = 1 if whole else max(1, min(x.numel() // SAMPLES, max(columns, 16)))  # at most one per cache line
+    step -= step % 2 == 0  # an even step would often read only a few columns
     return x.as_strided((-(-x.numel() // step),), (step,))
 
 
 def _versions(tensors: Sequence[Tensor]) -> int:
     try:
         return sum([x._version for x in tensors])
-    except RuntimeError:  # inference tensors have none, and outside of inference mode nobody can write to them in place
+    except RuntimeError:  # inference tensors have none; outside of inference mode they cannot be written in place
         return sum([x._version for x in tensors if not x.is_inference()])

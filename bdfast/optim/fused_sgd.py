@@ -16,7 +16,7 @@ from bdfast.optim.saved_weights import Laid, is_marked, mark
 
 @dataclass
 class _Call:
-    """One call of `bdfast.ops.sharp_step_`, and whether it was made, also where it did not return."""
+    """One call of `bdfast.ops.sharp_step_`, and whether it has written, also where an error came before its result."""
 
     lists: dict[str, list[Tensor] | None]
     options: dict[str, Any]
@@ -31,11 +31,11 @@ class _Call:
         return ops.sharp_step_(**self.lists, **self.options)  # type: ignore[arg-type]
 
     def check(self) -> None:
-        """Raise what the op would raise, before another call has written."""
+        """Raise what the op would raise about a shape, before another call has written."""
         lists = {name: xs for name, xs in self.lists.items() if xs is not None}
-        checks.check_lists("sharp_step_", lists)
-        for name in ("params", "momentum_buffers"):
-            checks.check_writable("sharp_step_", name, lists.get(name, []))
+        shapes = [[x.shape for x in xs] for xs in lists.values()]
+        if any(x != shapes[0] for x in shapes):
+            checks.check_lists("sharp_step_", lists)
 
     def made(self) -> bool:
         return self._begun and not is_marked(self._marked)
@@ -44,8 +44,8 @@ class _Call:
 class FusedSGD:
     """A step that makes one call for all parameters that share options, dtype and device.
 
-    Everything is made and looked at first. Once a call has written, the old momentum is lost: what is interrupted then
-    has to be finished.
+    All lists are made and checked first. Once a call has written, the old momentum is lost: a step that is interrupted
+    after that has to be finished.
 
     Args:
         state: Of the optimizer; holds the momentum as `torch.optim.SGD` keeps it.
@@ -121,11 +121,11 @@ class FusedSGD:
         return euclidean([torch.sqrt(x) for x in squared]) if squared else None
 
     def begun(self) -> bool:
-        """Whether any call has written, so that there is no way back."""
+        """Whether any call has written, so that the step can only be finished."""
         return any(call.made() for call in self._calls)
 
     def finish(self) -> None:
-        """The rest of a step that was interrupted."""
+        """Make the calls that an interruption has left out."""
         for call in self._calls:
             if not call.made():
                 call.make()

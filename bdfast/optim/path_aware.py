@@ -1,4 +1,4 @@
-"""PAM: the gradient on the way back to the weights that one wants to leave."""
+"""PAM: the gradient at weights that are moved towards reference weights."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class PAM(SharpOptimizer):
     Args:
         params: Parameters, named parameters or groups; a group may have its own `rho`.
         base_optimizer: Class of the base, such as `torch.optim.SGD`, whose step is one pass over memory and gives the
-            distance for the next. That is measured anew where the weights may have been changed in between. In a model
-            of more than 65536 weights, some of each row are compared with what they were: change single weights in
-            place under `torch.no_grad()`, which is always noticed, and not through `.data`.
-        reference: The weights to look back at, in the order of `params`; kept by reference, so leave them as they are.
-            A group that is added later may have its own `reference`; by default it is what its weights are then.
-        rho: Length of the way back, in the units of the weights, over all parameters together.
+            distance for the next. The distance is measured again if the weights may have changed in between. In a
+            model of more than 65536 weights only a sample of each row is compared, so change single weights in place
+            under `torch.no_grad()`, which is always noticed, and not through `.data`.
+        reference: The weights to move towards, in the order of `params`; not copied, so leave them as they are. A group
+            that is added later may have its own `reference`; the default is a copy of its weights at that time.
+        rho: Length of the move, in the units of the weights, over all parameters together.
         **kwargs: Options of the base, such as lr.
     """
 
     needs_gradient = False
-    _checked = "way back to the reference"
+    _checked = "difference to the reference"
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class PAM(SharpOptimizer):
         self._laid_out: dict[Tensor, Tensor] = {}
         self._places: object = None
         self._carried = CarriedDistance()
-        self._look_back([param for group in self.param_groups for param in group["params"]], list(reference))
+        self._add_references([param for group in self.param_groups for param in group["params"]], list(reference))
 
     def add_param_group(self, param_group: Group) -> None:
-        """As of any optimizer; the group may have its own `rho`, and a `reference` to look back at."""
+        """As of any optimizer; the group may have its own `rho`, and its own `reference`."""
         super().add_param_group(param_group)
         if "_given" not in self.__dict__:  # still in the constructor
             return
         try:
             params = param_group["params"]
             given = param_group.pop("reference", None)
-            self._look_back(params, [x.detach().clone() for x in params] if given is None else list(given))
+            self._add_references(params, [x.detach().clone() for x in params] if given is None else list(given))
         except BaseException:
             self.param_groups.pop()
             raise
@@ -86,7 +86,7 @@ class PAM(SharpOptimizer):
         super().__setstate__(state)
         self._carried = CarriedDistance()
 
-    def _look_back(self, params: list[Tensor], references: list[Tensor]) -> None:
+    def _add_references(self, params: list[Tensor], references: list[Tensor]) -> None:
         if [x.shape for x in references] != [param.shape for param in params]:
             raise ValueError(
                 f"reference: expected {len(params)} tensors with the shapes of params, got {len(references)}, "
@@ -124,9 +124,9 @@ class PAM(SharpOptimizer):
         return self._laid_out[param]
 
     def _known_norm(self) -> Tensor | None:
-        """The distance that the last step ended at, unless somebody else may have changed the weights since."""
+        """The distance after the last step, unless the weights may have changed since."""
         self._lay_out()
-        params, references = self._watched()
+        params, references = self._trained()
         if self._carried:
             distance = self._carried.get(params, references, self._places)
             if distance is None:
@@ -137,10 +137,10 @@ class PAM(SharpOptimizer):
             return None
         return found(stored["distance"], stored["measured"], params, references)
 
-    def _came_back(self) -> None:
-        self._carried.renew(*self._watched())
+    def _restored(self) -> None:
+        self._carried.renew(*self._trained())
 
-    def _watched(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
         params = [param for param in self._params if param.requires_grad]
         return params, [self._reference(param) for param in params]
 
@@ -149,17 +149,17 @@ class PAM(SharpOptimizer):
         self.param_groups[0] |= {"distance": None, "measured": None}
         if distance is None:
             return
-        watched, references = self._watched()
+        trained, references = self._trained()
         # Everything that moves must have been stepped for the distance to be that of all.
-        if len(params) == len(watched) and not _is_wide(watched):
-            self._carried.keep(distance, watched, references, self._places)
+        if len(params) == len(trained) and not _is_wide(trained):
+            self._carried.keep(distance, trained, references, self._places)
 
     def _store(self) -> None:
-        """Put the distance where checkpoints and copies have it; what was loaded stays there until it is needed."""
+        """Put the distance into the first group, from which checkpoints and copies are made."""
         if not self._carried:
             return
         self._lay_out()
-        params, references = self._watched()
+        params, references = self._trained()
         distance = self._carried.get(params, references, self._places)
         self.param_groups[0] |= {"distance": None, "measured": None}
         if distance is not None:

@@ -1,4 +1,4 @@
-"""Weights that stand elsewhere for the length of a block."""
+"""Weights that are perturbed inside a `with` block."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def perturbed(
     reference: Iterable[Tensor] | None = None,
     eps: float = 1e-12,
 ) -> Iterator[Tensor]:
-    """Inside, the parameters stand at w + rho * d / ||d||; after it at w again, bit for bit, also after an exception.
+    """Inside the block the parameters are w + rho * d / ||d||, after it w, bit for bit, also after an exception.
 
     d is the gradient in `.grad` ("sam", Foret et al., ICLR 2021), the gradient times the squared weight ("asam"), or
-    the way to `reference` ("path"); see `bdfast.ops.perturb_`. A parameter without gradient stays where it is, and so
-    does everything whose norm is zero or not finite.
+    the difference from w to `reference` ("path"); see `bdfast.ops.perturb_`. A parameter without gradient does not
+    move, and nothing moves whose norm is zero or not finite.
 
     Args:
         params: Parameters of one dtype on one device.

@@ -1,4 +1,4 @@
-"""Copies of weights that stand elsewhere, and the way back to them, whatever goes wrong."""
+"""Copies of weights that are moved for a while, from which they are restored, also after an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdfast import ops
-from bdfast.ops import Mode, Scope
+from bdfast.ops import Mode, Scope, aliasing, checks
 from bdfast.ops.lists import (
     euclidean,
     laid_out_like,
@@ -20,6 +20,9 @@ from bdfast.ops.lists import (
     workable,
     write,
 )
+
+_MARK = 255
+"""The value of every marked byte: a NaN in all dtypes, with bits that no arithmetic gives."""
 
 
 class Move(NamedTuple):
@@ -46,14 +49,14 @@ class Laid(NamedTuple):
 
 
 class SavedWeights:
-    """Where the weights were: a copy of each parameter, made once and kept, and which copies count.
+    """A copy of each parameter, made once and kept, and a list of the parameters that have to be restored.
 
-    A signal such as Ctrl-C arrives as soon as a kernel has returned, before Python knows of it. Whether a kernel has
-    run is therefore read from the memory that it writes, where a mark stood before.
+    A signal such as Ctrl-C can stop Python right after a kernel has returned, before the next statement. So whether a
+    kernel has run is read from the memory that it writes: a mark is written there before the call.
 
     Attributes:
         copies: The memory of each parameter that has ever been moved.
-        moved: The parameters whose copies hold the weights to go back to.
+        moved: The parameters whose copies hold the weights to restore.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class SavedWeights:
         self._places: object = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_laid": None}  # which knew these very objects
+        return {**self.__dict__, "_laid": None}  # refers to the parameters of this object
 
     def perturb(
         self, moves: Sequence[Move], *, scope: Scope, norm: Tensor | None = None, eps: float = 1e-12
@@ -93,7 +96,7 @@ class SavedWeights:
         return norms
 
     def save(self, params: Sequence[Tensor]) -> None:
-        """Copy the parameters as they stand."""
+        """Copy the parameters, to restore these values from now on."""
         if params:
             works, _, copies = self.laid(params)
             torch._foreach_copy_(copies, works)
@@ -101,10 +104,14 @@ class SavedWeights:
             self.moved = [*self.moved, *(param for param in params if param not in known)]
 
     def laid(self, params: Sequence[Tensor]) -> Laid:
-        """The parameters as they lie now: they may have changed their dtype, device, shape or memory format."""
+        """The parameters as the ops take them, made anew if a dtype, device, shape or memory format has changed."""
         ids, places = [*map(id, params)], places_of(params)
         if self._laid is not None and ids == self._ids and places == self._places:
             return self._laid
+        # The ops see one call at a time, and copies in the place of strided views.
+        strided = [param.detach() for param in params if param.layout is torch.strided]
+        checks.check_writable("step", "params", strided)
+        aliasing.check_apart("step", {"params": strided}, ["params"])
         works, copied = workable(params)
         moved = set(self.moved)
         for param, work in zip(params, works, strict=True):
@@ -113,15 +120,15 @@ class SavedWeights:
                 copy = torch.empty_like(work)
             self.copies[param] = laid_out_like(copy, work, "weights before the step")
         laid = Laid(works, copied, [self.copies[param] for param in params])
-        # Nothing else can come to lie at these addresses: `works` holds on to them.
+        # `works` keeps this memory allocated, so no other tensor can get these addresses.
         self._laid, self._ids, self._places = None if copied else laid, ids, places
         return laid
 
     def put_back(self, params: Sequence[Tensor] | None = None) -> bool:
-        """Write the copies of these parameters back, by default of all that moved; they still count as moved.
+        """Restore these parameters, by default all in `moved`, which is left as it is.
 
         Returns:
-            Whether there was any.
+            Whether there was any parameter to restore.
         """
         if self._writing is not None:
             begun, marked = self._writing
@@ -135,12 +142,12 @@ class SavedWeights:
         return bool(back)
 
     def forget(self) -> None:
-        """None of the copies counts any more."""
+        """Nothing has to be restored any more."""
         self.moved, self._writing = [], None
 
 
 def mark(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Mark a list that a kernel is about to write; returns where the mark is, None if there is nothing to write."""
+    """Mark the memory that a kernel is about to write; returns the marked bytes, None if all tensors are empty."""
     for x in tensors:
         if x.numel():
             head = x.detach().as_strided((1,), (1,)).view(torch.uint8)
@@ -150,9 +157,5 @@ def mark(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def is_marked(head: Tensor | None) -> bool:
-    """Whether the mark still stands there: no kernel has written then."""
+    """Whether the mark is still there, so that no kernel has written."""
     return head is not None and bool((head == _MARK).all())
-
-
-_MARK = 255
-"""In every byte: a NaN in all dtypes, and none that arithmetic makes."""

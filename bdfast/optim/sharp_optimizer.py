@@ -1,4 +1,4 @@
-"""What SAM and its relatives share: a step to other weights, a gradient there, and a step from where it began."""
+"""What SAM, GradientNorm and PAM share: perturb the weights, take a gradient there, restore them and step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from bdfast.ops import Mode, Scope
 from bdfast.ops.finite import check_finite
 from bdfast.ops.lists import grouped, kind, lay_out, name_of, owned
-from bdfast.optim.around_base import AroundBase, Group, or_back
+from bdfast.optim.around_base import AroundBase, Group, restoring
 from bdfast.optim.base_step import Snapshot, take_step
 from bdfast.optim.fused_sgd import FusedSGD
 from bdfast.optim.saved_weights import Move, SavedWeights
@@ -21,16 +21,17 @@ from bdfast.optim.saved_weights import Move, SavedWeights
 class SharpOptimizer(AroundBase):
     """An optimizer that takes its gradient at perturbed weights; `SAM`, `GradientNorm` and `PAM` say which.
 
-    The update is that of a base optimizer. With `torch.optim.SGD` as the base, going back to the weights, mixing two
-    gradients, weight decay, momentum and update are one pass over memory (`bdfast.ops.sharp_step_`). The weights come
-    back bit for bit, from a copy that is made once and kept.
+    The update is that of a base optimizer. With `torch.optim.SGD` as the base, restoring the weights, mixing two
+    gradients, weight decay, momentum and update are one pass over memory (`bdfast.ops.sharp_step_`). The weights are
+    restored bit for bit, from a copy that is made once and kept. Any other base is stepped as it is, and its state is
+    copied before each step, to restore it if the step fails.
 
-    Parameters that are frozen, or have no gradient, stay where they are. A gradient that is NaN or infinite stops the
-    step with an error that names the parameter (its place in the groups, where the optimizer was not made from
-    `model.named_parameters()`). After any error the weights, the momentum and all other state are what they were before
-    the step, or, where it comes after the update, those of the finished step. For hooks it is one step, however it is
-    taken. With a `GradScaler`, give `scaled=True` to `first_step`, scale
-    both losses, and end with `scaler.step(optimizer)`, which skips such steps instead.
+    Parameters that are frozen, or have no gradient, do not change. A gradient that is NaN or infinite stops the step
+    with an error that names the parameter (its place in the groups, where the optimizer was not made from
+    `model.named_parameters()`). After any error the weights, the momentum and all other state are those of before the
+    step, or those of the finished step if the error came after the update. The hooks of a step are called once, by
+    `step` or `second_step`. With a `GradScaler`, give `scaled=True` to `first_step`, scale both losses, and end with
+    `scaler.step(optimizer)`, which skips steps whose gradient is not finite.
 
     Args:
         params: As for any optimizer: parameters, named parameters or groups.
@@ -70,7 +71,7 @@ class SharpOptimizer(AroundBase):
                 raise ValueError(f"rho: expected a radius >= 0, got {rho}; 0.05 is common.")
         super().add_param_group(param_group)
 
-    @or_back
+    @restoring
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, *, scaled: bool = False) -> None:
         """Move to the perturbed weights.
@@ -87,10 +88,9 @@ class SharpOptimizer(AroundBase):
         self._join()
         moving = [(group, param) for group in self.param_groups for param in group["params"] if self._moves(param)]
         if not moving:
-            raise RuntimeError(
-                f"{type(self).__name__}: expected {self._checked}s to step along, got none in any parameter; call "
-                "loss.backward() first."
-            )
+            needed = "gradients to step along" if self.needs_gradient else "a parameter with requires_grad=True"
+            advice = "call loss.backward() first" if self.needs_gradient else "unfreeze what is to be trained"
+            raise RuntimeError(f"{type(self).__name__}: expected {needed}, got none in any parameter; {advice}.")
         sound = self._perturb(moving)
         if not sound:
             self.restore()
@@ -111,7 +111,7 @@ class SharpOptimizer(AroundBase):
             self.zero_grad()
         self._between, self._overflowed = True, not sound
 
-    @or_back
+    @restoring
     def second_step(self, zero_grad: bool = False) -> None:
         """From the weights of before `first_step`, take the step of the base with the gradients found since.
 
@@ -123,7 +123,7 @@ class SharpOptimizer(AroundBase):
         if zero_grad:
             self.zero_grad()
 
-    @or_back
+    @restoring
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Both halves around a closure that computes loss and gradients; without one, the second half.
 
@@ -132,7 +132,7 @@ class SharpOptimizer(AroundBase):
         """
         return self._hooked_step() if closure is None else self._hooked_step(closure)
 
-    # Or torch would call the hooks around `or_back`, and what they raise would leave the weights where they are.
+    # The mark keeps torch from calling the hooks outside of `restoring`, where their errors would restore nothing.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -147,9 +147,9 @@ class SharpOptimizer(AroundBase):
     _hooked_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def restore(self) -> None:
-        """Back to the weights of before `first_step`, without a step; nothing where there was none."""
+        """Restore the weights of before `first_step`, without a step; does nothing if there was none."""
         if self._weights.put_back():
-            self._came_back()
+            self._restored()
         self._weights.forget()
         self._first = {}
         self._between = self._overflowed = False
@@ -172,8 +172,8 @@ class SharpOptimizer(AroundBase):
         """Asked first in a step, before any direction."""
         return None
 
-    def _came_back(self) -> None:
-        """Called when the weights are what they were before `first_step`."""
+    def _restored(self) -> None:
+        """Called when the weights are those of before `first_step` again."""
 
     def _reference(self, param: Tensor) -> Tensor | None:
         return None
@@ -218,7 +218,7 @@ class SharpOptimizer(AroundBase):
                 self._unscale(stepping)
             self._update(stepping)
         self.restore()
-        # What a learning-rate scheduler looks at, on whichever of the two it was made for.
+        # Learning-rate schedulers read this from the optimizer that they were given, one or the other.
         self._opt_called = self.base_optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _update(self, stepping: list[tuple[Group, Tensor]]) -> None:
@@ -232,7 +232,7 @@ class SharpOptimizer(AroundBase):
         seconds = lay_out([param.grad for param in params], laid.works)
         firsts = lay_out([self._first.get(param) for param in params], laid.works) if self.keeps_first else []
         alpha = self._share_of_second(firsts, seconds)
-        # Once `moved` is empty the step is complete: none of the copies counts any more.
+        # Emptying `moved` makes the step final: nothing is restored after that.
         distance = None
         if type(self.base_optimizer) is torch.optim.SGD and not any(x["differentiable"] for x in self.param_groups):
             references = [self._reference(param) for param in params]
@@ -287,4 +287,5 @@ class SharpOptimizer(AroundBase):
 
     @property
     def _saved(self) -> dict[Tensor, Tensor]:
+        """The copies of the weights; between the halves of a step, the weights of before it."""
         return self._weights.copies

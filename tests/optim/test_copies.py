@@ -88,7 +88,7 @@ def test_a_copy_goes_on_like_the_original_and_apart_from_it(name, base, again):
 
 @AGAIN
 @METHODS
-def test_a_copy_between_the_halves_has_a_way_back(name, again):
+def test_a_copy_between_the_halves_can_be_restored(name, again):
     model = network()
     optimizer = make(name, model)
     train(model, optimizer)
@@ -153,8 +153,8 @@ def test_a_group_that_is_added_moves_like_one_that_was_there(name, base):
     assert_same(*results)
 
 
-def test_a_group_that_is_added_later_looks_back_at_what_it_was():
-    """A layer that is unfrozen: common code adds its group without more."""
+def test_a_group_that_is_added_later_has_its_weights_for_reference():
+    """A layer that is unfrozen: common code adds its group without a reference."""
     model = network()
     optimizer = PAM(model[0].parameters(), torch.optim.SGD, reference=list(network(1)[0].parameters()), rho=0.3, lr=0.1)
     train(model, optimizer)

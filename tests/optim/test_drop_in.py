@@ -123,6 +123,22 @@ def test_the_state_has_parameters_for_keys(name):
     assert not plain.state  # as with SGD
 
 
+def test_a_scaler_that_could_not_step_is_not_remembered():
+    model, expected = network(), network()
+    optimizer, other = make("gradient norm", model), make("gradient norm", expected)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    backward(model, 0)
+    optimizer.first_step(scaled=True)
+    scaler.scale(torch.ones(()))  # makes it ready
+    backward(model, 0)
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="still scaled"):
+        scaler.step(optimizer)
+    for each, one in ((model, optimizer), (expected, other)):
+        train(each, one)
+    assert_same(model, expected)
+
+
 CHECKPOINTS = pytest.mark.parametrize(
     ("base", "changes", "options"),
     [
@@ -218,7 +234,7 @@ def test_either_optimizer_can_be_given_a_state(name, base):
 
 @METHODS
 def test_the_state_of_the_base_alone_is_taken_up(name):
-    """A run that SGD began; its state knows nothing of rho."""
+    """A run that SGD began; its state dict has no rho."""
     model = network()
     plain = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     backward(model, 0)
