@@ -147,7 +147,7 @@ def fine_tuned(model: nn.Module, given: nn.Module, data: Batches, run: Run, cloc
 
 
 def ours(model: nn.Module, clean: object, seed: int, clock: Clock) -> bdfast.PurifyResult:
-    originals = {name: getattr(SharpOptimizer, name) for name in ("first_step", "second_step")}
+    originals = {name: getattr(SharpOptimizer, name) for name in ("first_step", "_finish")}
 
     def timed(name: str):
         def call(self, *args, **kwargs):

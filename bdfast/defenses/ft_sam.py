@@ -127,22 +127,21 @@ class FTSAMDefense(Distilling, ChosenStrength):
 
 
 class _SubtractingSAM(SAM):
-    """Goes back by subtracting the step that it took, which loses the last bits of some weights."""
+    """Restores the weights by subtracting the perturbation, which loses the last bits of some."""
 
     def _perturb(self, moving: list[tuple[Group, Tensor]]) -> bool:
         weighted = [self._direction(x) * (x.abs() if group["adaptive"] else 1) for group, x in moving]
         norm = euclidean(norms(weighted))
-        self._taken = []
+        self._taken: list[tuple[Tensor, Tensor]] = []
+        self._weights.save([param for _, param in moving])
         for group, param in moving:
-            self._buffer(param).copy_(param)
             step = (param.square() if group["adaptive"] else 1) * self._direction(param) * (group["rho"] / (norm + EPS))
             param.add_(step)
             self._taken.append((param, step))
-        self._moved = [param for _, param in moving]
         return bool(norm.isfinite())
 
     def _update(self, stepping: list[tuple[Group, Tensor]]) -> None:
         for param, step in self._taken:
             param.sub_(step)
-            self._buffer(param).copy_(param)
+        self._weights.save([param for param, _ in self._taken])
         super()._update(stepping)

@@ -1,4 +1,4 @@
-"""PAM: fine-tuning that looks back at the backdoored weights, on images with a guessed trigger."""
+"""PAM: fine-tuning with gradients at weights moved towards the backdoored ones, on images with an inverted trigger."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class PAMDefense(Distilling, ChosenStrength):
     arXiv 2410.09838): PAM.
 
     A trigger is inverted with BTI-DBF. Then the network is fine-tuned on clean images, a part of them with that trigger
-    and their true labels, with gradients taken on the way back to the backdoored weights: that leads away from all
-    weights from which a few steps would bring the backdoor back.
+    and their true labels, with gradients at weights that are moved towards the backdoored ones. So the loss is small
+    there too, and a few steps do not restore the backdoor.
 
     Attributes:
-        rho: Length of the way back, in the units of the weights; left out, `bdfast.selection` chooses it from clean
-            data; published: 0.5.
+        rho: Length of the move towards the backdoored weights, in their units; left out, `bdfast.selection` chooses it
+            from clean data; published: 0.5.
         rounds: How often inversion and fine-tuning take turns; the generator goes on learning in each, on the network
             as it then is; published: 3.
         epochs: Epochs of the fine-tuning in each round; published: 30.
@@ -116,7 +116,7 @@ class PAMDefense(Distilling, ChosenStrength):
         return Outcome(chosen=chosen, found={"target": inversion.target, "evidence": inversion.evidence})
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:
-        """SGD with the gradient on the way back to `given`."""
+        """SGD with the gradient at weights moved towards `given`."""
         assert self.rho is not None
         return PAM(
             model.named_parameters(),

@@ -51,9 +51,10 @@ def try_training(model: nn.Module, batches: Batches, forward: Forward) -> None:
         try:
             logits, targets = forward(trial, batch)[:2]
             cross_entropy(logits, targets).backward()
+            _check_dense(trial)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
-                raise
+                raise  # ours, such as that of a sparse gradient
             raise ValueError(
                 f"batch_size: expected at least 2 for a network with BatchNorm, got batches of one sample ({error}); "
                 "raise batch_size, or that of the DataLoader."
@@ -63,3 +64,12 @@ def try_training(model: nn.Module, batches: Batches, forward: Forward) -> None:
                 "model: expected a network that can be trained on these batches, got an error in training mode: "
                 f"{error}; check the dtype of model and images, or pass forward=."
             ) from error
+
+
+def _check_dense(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise ValueError(
+                f"model: expected dense gradients, got sparse ones for {name}, which weight decay and momentum do not "
+                "take; make its layer with sparse=False."
+            )

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from bdfast.ops import aliasing, backends, checks, dispatcher
+from bdfast.ops.lists import write
+
+_REFUSED = "cannot be used as they are"
+"""What the kernels say of arguments that they do not take, before they write anything; see csrc/lists.h."""
 
 
 @torch.no_grad()
@@ -36,11 +40,12 @@ def run(
     first = next(iter(passed.values()))
     # Kernels get an empty list for one that was left out, so an empty list that was passed needs the checks.
     kernel = backends.native(op, first[0]) if all(passed.values()) else None
+    failure: Exception | None = None
     if kernel is not None:
         try:
             result = kernel(*[tensors or [] for tensors in lists.values()], *args)
-        except (RuntimeError, TypeError, ValueError):
-            pass  # explained below, or raised again
+        except (RuntimeError, TypeError, ValueError) as error:
+            failure = error  # explained below, or raised again
         else:
             dispatcher.count_versions(passed[name] for name in written if name in passed)
             return result
@@ -48,8 +53,10 @@ def run(
     if not first:
         return empty()
     copied = checks.make_readable(passed, written)
+    refused = copied or isinstance(failure, NotImplementedError) or _REFUSED in str(failure)
+    if failure and written and not refused:
+        raise failure  # it may have come after the kernel had written, and a step must not be taken twice
     args = tuple(aliasing.as_readable(x.contiguous()) if isinstance(x, Tensor) else x for x in args)
     result = getattr(torch.ops.bdfast, op)(*[passed.get(name, []) for name in lists], *args)
-    for original, dense in copied:
-        original.copy_(dense)
+    write(copied)
     return result

@@ -26,6 +26,7 @@ def check_finite_gradients(named_params: Iterable[tuple[str, Tensor]]) -> None:
 @torch.no_grad()
 def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: str = "gradient") -> None:
     """The same for any tensors, which the message calls `what`; `name(index)` returns the name for the error."""
+    tensors = [x if x.layout is torch.strided else _values(x) for x in tensors]
     for places in grouped((kind(x), place) for place, x in enumerate(tensors)).values():
         # One sum per neuron: the fused op reaches the memory bandwidth, `_foreach_norm` does not.
         sums = neuron_norms([with_rows(tensors[place]) for place in places], ord=1)
@@ -38,3 +39,8 @@ def check_finite(tensors: Sequence[Tensor], name: Callable[[int], str], what: st
                     f"{name(place)}: expected a finite {what}, got NaN or infinity; the weights are untouched. Lower "
                     "the learning rate, pass amp=False, or look for NaN in images and weights."
                 )
+
+
+def _values(x: Tensor) -> Tensor:
+    """What a sparse tensor holds."""
+    return x.coalesce().values() if x.layout is torch.sparse_coo else x.to_dense()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bdfast.ops import checks
 from bdfast.ops.checks import strides
 
 Item = TypeVar("Item")
@@ -32,13 +33,83 @@ def with_rows(x: Tensor) -> Tensor:
     return x.view(1) if x.ndim == 0 else x
 
 
-def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
-    """`x`, or a copy with the strides and dtype of `like` if those of `x` differ."""
+def rows(xs: Sequence[Tensor]) -> list[Tensor]:
+    """`with_rows` for a list."""
+    return [x.view(1) if x.ndim == 0 else x for x in xs]
+
+
+def laid_out_like(x: Tensor, like: Tensor, what: str = "gradient") -> Tensor:
+    """`x`, or a copy with the strides, dtype and device of `like` if it has others; `what` names it in the error."""
     if x.layout is not torch.strided:
         x = x.to_dense()
-    if x.dtype == like.dtype and (x.stride() == like.stride() or strides(x) == strides(like)):
+    # Other shapes with equal strides are left to the ops, which compare all shapes faster.
+    if (
+        x.dtype == like.dtype
+        and x.device == like.device
+        and (x.stride() == like.stride() or strides(x) == strides(like))
+    ):
         return x
+    if x.shape != like.shape:
+        raise ValueError(
+            f"{what}: expected the shape of its parameter, {list(like.shape)}, got {list(x.shape)}; make it anew for a "
+            "parameter that has changed its shape."
+        )
     return torch.empty_like(like).copy_(x)
+
+
+def lay_out(xs: Iterable[Tensor | None], likes: Sequence[Tensor], what: str = "gradient") -> list[Tensor]:
+    """`laid_out_like` for a list; zeros for what is missing."""
+    strided = torch.strided
+    return [
+        torch.zeros_like(like)
+        if x is None
+        else x
+        if x.layout is strided and x.dtype is like.dtype and x.stride() == like.stride() and x.device == like.device
+        else laid_out_like(x, like, what)
+        for x, like in zip(xs, likes, strict=True)
+    ]
+
+
+def places_of(params: Sequence[Tensor]) -> object:
+    """The addresses, strides, shapes, dtypes and devices of parameters, to compare with those of another time."""
+    try:
+        memory = [x.data_ptr() for x in params], [x.stride() for x in params], [x.shape for x in params]
+        return *memory, [x.dtype for x in params], [x.device for x in params]
+    except RuntimeError:  # a sparse one has no address
+        return object()  # unequal to that of any other time
+
+
+def workable(params: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The parameters as the ops take them: detached, with rows that are blocks of memory.
+
+    Returns:
+        One tensor for each parameter, and (parameter, tensor) of those that had to be copied, to `write` back: views
+        such as every second column, and sparse ones.
+    """
+    works, copied = [], []
+    for param in params:
+        x = param.detach()
+        if x.layout is not torch.strided or not (x.is_contiguous() or checks.rows_are_dense(x)):
+            x = x.to_dense().contiguous()
+            copied.append((param, x))
+        works.append(x)
+    return works, copied
+
+
+def write(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write dense tensors into parameters of any layout; all strided ones in one call, which no error can divide."""
+    strided = [pair for pair in pairs if pair[0].layout is torch.strided]
+    if not torch.compiler.is_compiling():  # the compiler cannot trace `is_neg`
+        # `_foreach_copy_` refuses to write to negated views, so it gets their memory without the negation.
+        strided = [(torch._neg_view(x), -y) if x.is_neg() else (x, y) for x, y in strided]
+    if strided:
+        torch._foreach_copy_([param for param, _ in strided], [x for _, x in strided])
+    for param, x in pairs:
+        if param.layout is not torch.strided:
+            # Entries that become zero are kept: only the entries of a sparse parameter get a gradient.
+            there = param.detach().coalesce()
+            zeros = torch.sparse_coo_tensor(there.indices(), torch.zeros_like(there.values()), there.shape)
+            param.copy_((zeros + x.to(param.dtype).to_sparse(there.sparse_dim())).coalesce())
 
 
 def euclidean(norms: Sequence[Tensor]) -> Tensor:
@@ -62,13 +133,11 @@ def norm_along(mode: str, params: list[Tensor], dirs: list[Tensor]) -> Tensor:
 
 def owned(gradient: Tensor) -> Tensor:
     """A gradient that the next backward pass does not overwrite: DDP may keep all gradients in one buffer."""
+    gradient = gradient.detach()  # with create_graph=True it would hold the graph
+    if gradient.layout is not torch.strided:
+        return gradient
     shared = gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size()
     return gradient.clone() if shared else gradient
-
-
-def or_zeros(x: Tensor | None, param: Tensor) -> Tensor:
-    """`x` with the strides and dtype of the parameter; zeros if `x` is None."""
-    return torch.zeros_like(param.detach()) if x is None else laid_out_like(x, param)
 
 
 def name_of(groups: Sequence[dict[str, Any]], params: Sequence[Tensor], chosen: int) -> str:

@@ -95,8 +95,8 @@ def perturb_(
     norm = norm.clone()
     moving = (norm > 0) & norm.isfinite()
     scale = torch.where(moving, rho / (norm + eps), 0).expand(len(params))
-    for param, x, keep, factor in zip(params, dirs, saved, scale, strict=True):
-        keep.copy_(param)
+    torch._foreach_copy_([*saved], [*params])  # before any moves, so that an interruption leaves all copies or none
+    for param, x, factor in zip(params, dirs, scale, strict=True):
         step = direction(param, x, 2) * factor
         # 0 * inf is NaN, and weights that do not move must keep their bits.
         param.copy_(torch.where(factor == 0, _wide(param), _wide(param) + step))
@@ -119,8 +119,8 @@ def sharp_step_(
     maximize: bool,
 ) -> Tensor:
     """SGD from the saved weights with mixed gradients; returns the squared distance to the references, else 0."""
-    squares = []
-    for i, param in enumerate(params):
+    squares, moved_to, buffers = [], [], []
+    for i in range(len(params)):
         weight, gradient = _wide(saved[i]), _wide(grads[i])
         if first_grads:
             gradient = (1 - alpha) * _wide(first_grads[i]) + alpha * gradient
@@ -129,10 +129,12 @@ def sharp_step_(
         gradient = gradient + weight_decay * weight
         if momentum_buffers:
             buffer = momentum * _wide(momentum_buffers[i]) + (1 - dampening) * gradient
-            momentum_buffers[i].copy_(buffer)
+            buffers.append(buffer.to(momentum_buffers[i].dtype))
             gradient = gradient + momentum * buffer if nesterov else buffer
         moved = weight - lr * gradient
-        param.copy_(moved)
+        moved_to.append(moved.to(params[i].dtype))
         if references:
             squares.append((moved - _wide(references[i])).square().sum())
+    # In one call: an interruption leaves the whole step or nothing, as with the kernels.
+    torch._foreach_copy_([*params, *momentum_buffers], [*moved_to, *buffers])
     return torch.stack(squares).sum() if squares else grads[0].new_zeros(())

@@ -1,4 +1,4 @@
-"""Weights that stand elsewhere for the length of a block."""
+"""Weights that are perturbed inside a `with` block."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bdfast import ops
 from bdfast.ops import Mode, Scope
-from bdfast.ops.lists import laid_out_like, with_rows
+from bdfast.optim.saved_weights import Move, SavedWeights
 
 
 @contextmanager
@@ -23,11 +22,11 @@ def perturbed(
     reference: Iterable[Tensor] | None = None,
     eps: float = 1e-12,
 ) -> Iterator[Tensor]:
-    """Inside, the parameters stand at w + rho * d / ||d||; after it at w again, bit for bit, also after an exception.
+    """Inside the block the parameters are w + rho * d / ||d||, after it w, bit for bit, also after an exception.
 
     d is the gradient in `.grad` ("sam", Foret et al., ICLR 2021), the gradient times the squared weight ("asam"), or
-    the way to `reference` ("path"); see `bdfast.ops.perturb_`. A parameter without gradient stays where it is, and so
-    does everything whose norm is zero or not finite.
+    the difference from w to `reference` ("path"); see `bdfast.ops.perturb_`. A parameter without gradient does not
+    move, and nothing moves whose norm is zero or not finite.
 
     Args:
         params: Parameters of one dtype on one device.
@@ -51,12 +50,15 @@ def perturbed(
     given = list(params)
     directions = [param.grad for param in given] if reference is None else list(reference)
     pairs = [(param, x) for param, x in zip(given, directions, strict=True) if x is not None]
-    moving = [with_rows(param.detach()) for param, _ in pairs]
-    saved = [torch.empty_like(param) for param in moving]
-    dirs = [with_rows(laid_out_like(x.detach(), param)) for param, x in pairs]
+    move = Move(rho, mode, [param for param, _ in pairs], [x for _, x in pairs])
+    weights = SavedWeights()
+    grad_mode = torch.is_grad_enabled()
     try:
-        yield ops.perturb_(moving, dirs, saved, rho=rho, mode=mode, scope=scope, eps=eps)
-    finally:
-        if moving:
-            with torch.no_grad():
-                torch._foreach_copy_(moving, saved)
+        with torch.no_grad():
+            norms = weights.perturb([move], scope=scope, eps=eps)
+        yield norms[0]
+        weights.put_back()
+    except BaseException:
+        torch.set_grad_enabled(grad_mode)
+        weights.put_back()
+        raise

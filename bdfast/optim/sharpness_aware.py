@@ -25,7 +25,7 @@ class SAM(SharpOptimizer):
 
     Foret et al. (ICLR 2021), algorithm 1: w' = w + rho g / ||g||. Adaptive, Kwon et al. (ICML 2021), eq. 10 without its
     eta: w' = w + rho w^2 g / ||w g||. One norm over all groups. With `surrogate_gap`, Zhuang et al. (ICLR 2022): the
-    part of the first gradient that is perpendicular to the second is taken off, times that factor.
+    part of the first gradient that is perpendicular to the second is subtracted, times that factor.
 
     Args:
         params: Parameters, named parameters or groups; a group may have its own `rho` and `adaptive`.

@@ -190,6 +190,19 @@ def test_a_last_batch_of_one(digits, method):
     assert bdfast.evaluate(model, few, recalibrate_on=few, batch_size=64).acc > 0
 
 
+def test_sparse_gradients_are_refused(clean):
+    class Colours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(16, 10, sparse=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.words((x.flatten(1) * 15).abs().long().clamp(max=15)).sum(1)
+
+    with pytest.raises(ValueError, match=r"model: expected dense gradients, got sparse ones for words\.weight"):
+        bdfast.purify(Colours(), clean, method="ft", **QUICK)
+
+
 def test_batches_of_one_name_the_batch_size(clean):
     with pytest.raises(ValueError, match="batch_size: expected at least 2 for a network with BatchNorm"):
         bdfast.purify(flat(), DataLoader(clean, batch_size=1), method="ft", **QUICK)

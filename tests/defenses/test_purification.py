@@ -56,7 +56,7 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
     options = {**QUICK, "epochs": 2, "augment": bdfast.Augmentation(shift=1)}
     undisturbed = bdfast.purify(model, clean, **options)
     steps = 0
-    original = GradientNorm.second_step
+    original = GradientNorm.first_step
 
     def dying(*args, **kwargs):
         nonlocal steps
@@ -65,7 +65,7 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(GradientNorm, "second_step", dying)
+    monkeypatch.setattr(GradientNorm, "first_step", dying)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             bdfast.purify(model, clean, workdir=tmp_path, **options)

@@ -92,6 +92,6 @@ def test_a_step_moves_what_it_must(name, skip_without):
     assert first.made == pytest.approx(2 * size, rel=0.005)
     again = step()
     assert again.moved / size * 4 == pytest.approx(expected + FINITE, rel=0.005)
-    assert again.made < 0.005 * size  # sums over neurons
+    assert again.made < 0.01 * size  # sums over neurons; PAM looks at a weight of each, before the step and after it
     assert sum(buffer.nbytes for buffer in optimizer._saved.values()) == size
     assert again.calls.count("perturb_") == again.calls.count("sharp_step_") == 1
