@@ -2,6 +2,7 @@ import pytest
 from emulated import HERE, Emulated, compile_with_emulator, missing
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "emulator":
