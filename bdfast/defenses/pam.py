@@ -44,7 +44,7 @@ class PAMDefense(Distilling, ChosenStrength):
         target: The label that the trigger leads to, where it is known; found by the inversion otherwise.
         invert_epochs: Epochs of the generator in each round; published: 30.
         compat: "official" does as the published code: it inverts as `bdfast.BTIDBF.PUBLISHED` says, leaves the
-            generator as the first round made it, which that code does without meaning to, and keeps one SGD with its
+            generator as the first round made it, which that code does unintentionally, and keeps one SGD with its
             momentum through all rounds.
     """
 

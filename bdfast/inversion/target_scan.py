@@ -81,7 +81,7 @@ def easiest_class(
             change *= (length / _lengths(change).clamp_min(TINY)).clamp(max=1)
         reached, loss = _reach(logits, change, images, labels, limits, draw())
         if found or length > longest:
-            # NaN stands for a class whose images are the only ones: nothing could be led there.
+            # NaN stands for a class whose images are the only ones: no other image can become one of it.
             loss = loss.nan_to_num(torch.inf)
             return {"target": int(loss.argmin()), "evidence": loss.tolist()}
         # Near the length that is just enough, weak triggers such as a small patch have not fully formed.

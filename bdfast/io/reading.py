@@ -112,7 +112,7 @@ def file_content(path: Path) -> FileContent:
             file.seek(0)
             with torch.serialization.safe_globals(STAND_INS):
                 return FileContent(torch.load(file, map_location="cpu", weights_only=True), size, ordered=True)
-    except Exception as error:  # a hostile or damaged file can fail in any way
+    except Exception as error:  # an untrusted or damaged file can fail in any way
         raise no_checkpoint(path, _reason(error)) from (None if isinstance(error, Refused) else error)
 
 

@@ -29,9 +29,11 @@ class SharpOptimizer(AroundBase):
     Parameters that are frozen, or have no gradient, do not change. A gradient that is NaN or infinite stops the step
     with an error that names the parameter (its place in the groups, where the optimizer was not made from
     `model.named_parameters()`). After any error the weights, the momentum and all other state are those of before the
-    step, or those of the finished step if the error came after the update. The hooks of a step are called once, by
-    `step` or `second_step`. With a `GradScaler`, give `scaled=True` to `first_step`, scale both losses, and end with
-    `scaler.step(optimizer)`, which skips steps whose gradient is not finite.
+    step, or those of the finished step if the error came after the update. There is one exception: where momentum
+    buffers were replaced by ones that overlap, that is found after the momentum of earlier groups has advanced. The
+    hooks of a step are called once, by `step` or `second_step`. With a `GradScaler`, give `scaled=True` to
+    `first_step`, scale both losses, and end with `scaler.step(optimizer)`, which skips steps whose gradient is not
+    finite.
 
     Args:
         params: As for any optimizer: parameters, named parameters or groups.

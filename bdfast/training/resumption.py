@@ -47,7 +47,7 @@ class Checkpoints:
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
             known = stored["format"] == FORMAT
-        except Exception as error:  # a hostile or damaged file can fail in any way
+        except Exception as error:  # an untrusted or damaged file can fail in any way
             raise ValueError(
                 f"workdir: expected a checkpoint of bdfast in {path}, got a file that cannot be read ({error}); "
                 "delete it or choose another folder."
