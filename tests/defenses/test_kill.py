@@ -46,7 +46,7 @@ SERVER = textwrap.dedent(
                 os.kill(os.getpid(), signal.SIGKILL)
 
         model = network()
-        clean = digits_source().train.subset(torch.arange(300))
+        clean = digits_source().train.subset(torch.arange(128))
         options = dict(method="pam", epochs=2, rounds=2, invert_epochs=2, batch_size=64, amp=False)
         if last != 0:
             sys.setprofile(count)
