@@ -1,6 +1,8 @@
+import getpass
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,11 @@ if WORKER:
     # Several threads of several workers on the same cores are slower than one each.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Inductor's cache takes no notice of ATEN_CPU_CAPABILITY (torch 2.14.1): code for AVX-512 that it finds there gives wrong
+# numbers where AVX2 is asked for.
+INDUCTOR_CACHE = f"bdfast-inductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / INDUCTOR_CACHE))
 
 # What must not be missing: backends, "cuda-build", "emulator", "gpu". Set where they are known to be there.
 REQUIRED = os.environ.get("BDFAST_REQUIRE", "").replace(",", " ").split()
