@@ -18,8 +18,8 @@ if WORKER:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Inductor's cache takes no notice of ATEN_CPU_CAPABILITY (torch 2.14.1): code for AVX-512 that it finds there gives wrong
-# numbers where AVX2 is asked for.
+# Inductor's cache takes no notice of ATEN_CPU_CAPABILITY (torch 2.14.1): code for AVX-512 that it finds there gives
+# wrong numbers where AVX2 is asked for.
 INDUCTOR_CACHE = f"bdfast-inductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / INDUCTOR_CACHE))
 
