@@ -39,6 +39,18 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return own.parent if WORKER else own
 
 
+@pytest.fixture
+def uncounted() -> Iterator[None]:
+    """Coverage does not count the lines of this test: that takes as long again as the test.
+
+    pytest-cov's `no_cover` does nothing in a worker of pytest-xdist, where pytest-cov 7.1 starts coverage twice.
+    """
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
+
+
 @pytest.fixture(scope="session")
 def skip_without() -> Callable[[str, str | None], None]:
     """Skips the test for a reason, if there is one; fails it where that thing is required."""

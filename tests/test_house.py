@@ -1,7 +1,9 @@
 """Names and sizes of files; the order of the packages is held by `make lint` (import-linter)."""
 
+import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -54,3 +56,14 @@ def test_no_module_has_the_name_of_what_its_package_exports():
         inside = {module.name for module in pkgutil.iter_modules(package.__path__)}
         exported = {x for x in getattr(package, "__all__", ()) if not hasattr(getattr(package, x), "__path__")}
         assert inside & exported == set(), name
+
+
+def test_raises_has_one_style():
+    """`Raises:` lists one error a line: its name, a colon, and sentences that say when."""
+    for path in (ROOT / "bdfast").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not (text := ast.get_docstring(node)):
+                continue
+            section = text.partition("Raises:\n")[2].partition("\n\n")[0]
+            for entry in filter(None, re.split(r"\n?^    (?=\S)", section, flags=re.MULTILINE)):
+                assert re.fullmatch(r"[A-Z]\w+: \S[^\0]*\.", entry.strip()), f"{path.name}, {node.name}: {entry}"

@@ -89,7 +89,7 @@ def purify(
 
     Raises:
         ValueError: An argument is wrong; the message says which, what was expected, what came and what to do. Nothing
-            has changed then.
+            was changed then.
         TypeError: `clean` is a stream, or a loader that makes its batches by other means than a DataLoader does.
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
     """

@@ -40,7 +40,7 @@ def perturbed(
         The norm: [] for "global", [T] for "tensor", T counting the parameters that move.
 
     Raises:
-        ValueError: `reference` is missing or superfluous, or lists differ; nothing has been changed.
+        ValueError: `reference` is missing or superfluous, or lists differ; nothing was changed.
     """
     if (reference is not None) != (mode == "path"):
         raise ValueError(

@@ -20,7 +20,7 @@ def test_the_same_bits_in_every_order(tmp_path):
 
 
 def test_address_and_undefined_behaviour(tmp_path):
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")
     compile_with_emulator(HERE / "driver.cpp", tmp_path / "driver", *flags)
     checksum(tmp_path / "driver", 0, 1)
 

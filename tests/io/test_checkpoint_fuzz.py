@@ -227,7 +227,7 @@ def check(case, path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover  # counting lines takes half of the time, and other tests reach the same
+@pytest.mark.usefixtures("uncounted")  # other tests reach the same lines
 @settings(max_examples=CASES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_random_checkpoints_load_right_or_are_refused(case):

@@ -241,7 +241,7 @@ def check(case):
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover  # counting lines takes half of the time, and other tests reach the same
+@pytest.mark.usefixtures("uncounted")  # other tests reach the same lines
 def test_any_memory():
     counts = {name: Counter() for name in ("cpu", "torch") if backends()[name].available}
 
