@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import subprocess
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -65,5 +66,6 @@ def test_raises_has_one_style():
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or not (text := ast.get_docstring(node)):
                 continue
             section = text.partition("Raises:\n")[2].partition("\n\n")[0]
-            for entry in filter(None, re.split(r"\n?^    (?=\S)", section, flags=re.MULTILINE)):
-                assert re.fullmatch(r"[A-Z]\w+: \S[^\0]*\.", entry.strip()), f"{path.name}, {node.name}: {entry}"
+            entries = re.split(r"\n(?=\S)", textwrap.dedent(section)) if section else []
+            for entry in entries:
+                assert re.fullmatch(r"[A-Z]\w+: \S.*\.\s*", entry, re.DOTALL), f"{path.name}, {node.name}: {entry}"

@@ -19,6 +19,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MODES = ("sam", "asam", "path")
 MOST_LISTS = 6
 ORDERS = ("forward", "reverse", "random")
+ADDRESS_SANITIZER = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")  # -O1 compiles faster
+THREAD_SANITIZER = ("-fsanitize=thread",)
 
 
 def missing() -> str | None:

@@ -4,7 +4,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from emulated import HERE, ORDERS, compile_with_emulator
+from emulated import ADDRESS_SANITIZER, HERE, ORDERS, THREAD_SANITIZER, compile_with_emulator
 
 RIGHT, REPORTED = 0, 86
 # By the numbers in bugs.cpp: what shows each bug.
@@ -31,11 +31,7 @@ pytestmark = pytest.mark.xdist_group("planted bugs")
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bugs")
-    flags = {
-        "plain": (),
-        "asan": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-        "tsan": ("-fsanitize=thread",),
-    }
+    flags = {"plain": (), "asan": ADDRESS_SANITIZER, "tsan": THREAD_SANITIZER}
 
     def build(name):
         compile_with_emulator(HERE / "bugs.cpp", folder / name, *flags[name], tsan=name == "tsan", kernels=False)

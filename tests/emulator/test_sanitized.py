@@ -2,7 +2,7 @@
 
 import subprocess
 
-from emulated import HERE, ORDERS, compile_with_emulator
+from emulated import ADDRESS_SANITIZER, HERE, ORDERS, THREAD_SANITIZER, compile_with_emulator
 
 RUNS = [(order, os_threads) for order in range(len(ORDERS)) for os_threads in (1, 3)]
 
@@ -20,12 +20,11 @@ def test_the_same_bits_in_every_order(tmp_path):
 
 
 def test_address_and_undefined_behaviour(tmp_path):
-    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")
-    compile_with_emulator(HERE / "driver.cpp", tmp_path / "driver", *flags)
+    compile_with_emulator(HERE / "driver.cpp", tmp_path / "driver", *ADDRESS_SANITIZER)
     checksum(tmp_path / "driver", 0, 1)
 
 
 def test_races(tmp_path):
     """Between the threads of a block, and between blocks."""
-    compile_with_emulator(HERE / "driver.cpp", tmp_path / "driver", "-fsanitize=thread", tsan=True)
+    compile_with_emulator(HERE / "driver.cpp", tmp_path / "driver", *THREAD_SANITIZER, tsan=True)
     checksum(tmp_path / "driver", order=2, os_threads=3, dtypes=1)
