@@ -5,9 +5,14 @@ from . import ops as ops
 from . import optim as optim
 from . import training as training
 from ._version import __version__ as __version__
+from .attacks import CTRL as CTRL
+from .attacks import SIG as SIG
 from .attacks import BadNets as BadNets
 from .attacks import Blended as Blended
+from .attacks import Bpp as Bpp
+from .attacks import FTrojan as FTrojan
 from .attacks import Triggered as Triggered
+from .attacks import WaNet as WaNet
 from .attacks import poisoned as poisoned
 from .data.augmentation import Augmentation as Augmentation
 from .defenses import FTDefense as FTDefense

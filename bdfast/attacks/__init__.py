@@ -3,9 +3,36 @@
 from bdfast.attacks.badnets import BadNets
 from bdfast.attacks.base import Attack, all_to_all
 from bdfast.attacks.blended import Blended
+from bdfast.attacks.bpp import Bpp
+from bdfast.attacks.frequency import CTRL, Frequency, FTrojan
 from bdfast.attacks.poisoning import Triggered, poisoned
 from bdfast.attacks.prepared import PreparedAttack
+from bdfast.attacks.sig import SIG
+from bdfast.attacks.wanet import WaNet
 
-METHODS: dict[str, type[Attack]] = {"badnets": BadNets, "blended": Blended}
+METHODS: dict[str, type[Attack]] = {
+    "badnets": BadNets,
+    "blended": Blended,
+    "bpp": Bpp,
+    "ctrl": CTRL,
+    "ftrojan": FTrojan,
+    "sig": SIG,
+    "wanet": WaNet,
+}
 
-__all__ = ["METHODS", "Attack", "BadNets", "Blended", "PreparedAttack", "Triggered", "all_to_all", "poisoned"]
+__all__ = [
+    "CTRL",
+    "METHODS",
+    "SIG",
+    "Attack",
+    "BadNets",
+    "Blended",
+    "Bpp",
+    "FTrojan",
+    "Frequency",
+    "PreparedAttack",
+    "Triggered",
+    "WaNet",
+    "all_to_all",
+    "poisoned",
+]
