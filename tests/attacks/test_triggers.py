@@ -71,11 +71,29 @@ def test_a_trigger_maps_images_to_images(name, shape, count, dtype):
 
 
 @every_attack
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_black_and_white_images_stay_in_range(name, level):
+    triggered = ready(name, (3, 224, 224))(torch.full((3, 224, 224), level))
+    assert 0 <= triggered.min() <= triggered.max() <= 1
+
+
+@every_attack
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
 def test_a_trigger_can_be_seen_after_rounding_to_8_bits(name, shape):
     images = photos(40, shape)
     triggered = ready(name, shape)(images / 255).mul(255).round().to(torch.uint8)
     assert (triggered != images).flatten(1).any(1).float().mean() > 0.95
+
+
+@every_attack
+def test_everything_moves_to_the_device_of_the_images(name):
+    """On "meta" as on a GPU, an operation with a tensor of the CPU is an error."""
+    images = torch.zeros(2, 3, 32, 32, device="meta")
+    attack = ready(name, (3, 32, 32))
+    assert attack(images).device == images.device
+    assert attack.poison(images, torch.zeros(2, device="meta")).device == images.device
+    if attack.cross_count(100):
+        assert attack.cross(images[0], images[1], torch.Generator()).device == images.device
 
 
 MODES = {
