@@ -11,7 +11,11 @@ from .attacks import BadNets as BadNets
 from .attacks import Blended as Blended
 from .attacks import Bpp as Bpp
 from .attacks import FTrojan as FTrojan
+from .attacks import InputAware as InputAware
+from .attacks import LabelConsistent as LabelConsistent
+from .attacks import LowFrequency as LowFrequency
 from .attacks import Triggered as Triggered
+from .attacks import TrojanNN as TrojanNN
 from .attacks import WaNet as WaNet
 from .attacks import poisoned as poisoned
 from .data.augmentation import Augmentation as Augmentation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from bdfast import attacks
-from bdfast.attacks import Attack, Triggered, poisoned
+from bdfast.attacks import Attack, PreparedAttack, Triggered, poisoned
+from bdfast.attacks.poisoning import PoisonedView
+from bdfast.attacks.trigger_files import read_trigger, save_trigger, trigger_path
 from bdfast.data.images import ImageTensors
 from bdfast.data.sources import DataSource, demo_data, digits_source
 from bdfast.errors import nearest
@@ -33,7 +35,6 @@ class Plan:
         attack: The trigger, its labels and the poison rate.
         clean: What the defender has: clean images that the attacker does not train on.
         attacker: The training images of the attacker, before poisoning.
-        triggered: The test set with the trigger.
         spec: How to build the network.
         epochs: Of the attacker's training.
     """
@@ -42,7 +43,6 @@ class Plan:
     attack: Attack
     clean: ImageTensors
     attacker: ImageTensors
-    triggered: Triggered
     spec: ModelSpec
     epochs: int
 
@@ -50,6 +50,11 @@ class Plan:
     def test(self) -> ImageTensors:
         """The clean test set; neither attacker nor defender sees it."""
         return self.source.test
+
+    @property
+    def triggered(self) -> Triggered:
+        """The test set with the trigger, which a prepared attack has only once it is planted."""
+        return Triggered(self.source.test, self.attack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,6 @@ def plan(
         attack=attack,
         clean=source.train.subset(order[:count]),
         attacker=source.train.subset(order[count:]),
-        triggered=Triggered(source.test, attack),
         spec=spec,
         epochs=EPOCHS[source.name],
     )
@@ -121,11 +125,12 @@ def backdoored(
         data: "fashion-mnist", fetched at the first call and kept in the data cache (28x28, 60,000 training images), or
             "digits" of scikit-learn (8x8, 1,500 of them): a network in seconds.
         weights: File of weights to load in place of training; trained and written there where it does not exist yet.
+            The trigger of an attack that makes it with a network is kept beside it, in `NAME.trigger.safetensors`.
         progress: Show progress on stderr.
 
     Raises:
         ValueError: There is no such attack or data set, the share is out of range, or `weights` belongs to another
-            network.
+            network, or has no trigger beside it for an attack that needs one.
     """
     planned = plan(attack, seed=seed, clean_share=clean_share, data=data)
     return plant(planned, seed=seed, weights=weights, progress=progress)
@@ -134,19 +139,46 @@ def backdoored(
 def plant(
     planned: Plan, *, seed: int = 0, weights: str | Path | None = None, progress: bool | Progress = False
 ) -> Scenario:
-    """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`."""
+    """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`.
+
+    An attack that makes its trigger with a network gets one first: the same network, trained on the clean images.
+    """
     path = None if weights is None else Path(weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with seeded(derived_seed(seed, "weights"), torch.device("cpu")):
-        model = planned.spec.build()
-    # Convolutions run faster in this memory format, on CPUs and GPUs alike.
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if path is not None and path.exists():
+    trained = path is not None and path.exists()
+    attack = planned.attack
+    if isinstance(attack, PreparedAttack) and attack.state is None:
+        if path is not None and trained:
+            attack = read_trigger(attack, trigger_path(path))
+        else:
+            attack = _prepared(planned, attack, seed, as_progress(progress))
+        planned = replace(planned, attack=attack)
+    model = _fresh(planned, derived_seed(seed, "weights"))
+    if path is not None and trained:
         load_into(model, path)
     else:
-        images = poisoned(planned.attacker, planned.attack, seed=derived_seed(seed, "poison"))
+        images = poisoned(planned.attacker, attack, seed=derived_seed(seed, "poison"))
         fit(model, images, epochs=planned.epochs, seed=seed, progress=as_progress(progress))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # The trigger first: weights that are there say that both are.
+            if isinstance(attack, PreparedAttack):
+                save_trigger(attack, trigger_path(path))
             save_weights(model, path, description=planned.spec.to_json())
     return Scenario(**vars(planned), model=model.eval())
+
+
+def _fresh(planned: Plan, seed: int) -> nn.Module:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with seeded(seed, torch.device("cpu")):
+        model = planned.spec.build()
+    # Convolutions run faster in this memory format, on CPUs and GPUs alike.
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _prepared(planned: Plan, attack: PreparedAttack, seed: int, progress: Progress) -> PreparedAttack:
+    # Refuses what cannot be poisoned before minutes go into a network.
+    PoisonedView(planned.attacker, attack)
+    network = _fresh(planned, derived_seed(seed, "attacker", "weights"))
+    seed = derived_seed(seed, "attacker")
+    fit(network, planned.attacker, epochs=planned.epochs, seed=seed, progress=progress)
+    return attack.prepared(network, planned.attacker, seed=seed)

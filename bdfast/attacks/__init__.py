@@ -5,9 +5,13 @@ from bdfast.attacks.base import Attack, all_to_all
 from bdfast.attacks.blended import Blended
 from bdfast.attacks.bpp import Bpp
 from bdfast.attacks.frequency import CTRL, Frequency, FTrojan
+from bdfast.attacks.input_aware import InputAware
+from bdfast.attacks.label_consistent import LabelConsistent
+from bdfast.attacks.low_frequency import LowFrequency
 from bdfast.attacks.poisoning import Triggered, poisoned
 from bdfast.attacks.prepared import PreparedAttack
 from bdfast.attacks.sig import SIG
+from bdfast.attacks.trojan_nn import TrojanNN
 from bdfast.attacks.wanet import WaNet
 
 METHODS: dict[str, type[Attack]] = {
@@ -16,7 +20,11 @@ METHODS: dict[str, type[Attack]] = {
     "bpp": Bpp,
     "ctrl": CTRL,
     "ftrojan": FTrojan,
+    "input_aware": InputAware,
+    "label_consistent": LabelConsistent,
+    "lf": LowFrequency,
     "sig": SIG,
+    "trojannn": TrojanNN,
     "wanet": WaNet,
 }
 
@@ -30,8 +38,12 @@ __all__ = [
     "Bpp",
     "FTrojan",
     "Frequency",
+    "InputAware",
+    "LabelConsistent",
+    "LowFrequency",
     "PreparedAttack",
     "Triggered",
+    "TrojanNN",
     "WaNet",
     "all_to_all",
     "poisoned",

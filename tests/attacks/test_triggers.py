@@ -1,9 +1,8 @@
-"""What every attack of METHODS keeps to."""
+"""What every attack of METHODS keeps to that needs no network."""
 
 import dataclasses
 import json
 import tracemalloc
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,22 +11,17 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from bdfast.attacks import METHODS, SIG, Attack, Bpp, Triggered, WaNet, all_to_all, poisoned
+from bdfast.attacks import METHODS, SIG, Bpp, PreparedAttack, Triggered, WaNet, all_to_all, poisoned
 from bdfast.data import ImageTensors
 
-# How an attack that needs a network gets a trigger for images of a shape [C, H, W]: one line for each.
-PREPARED: dict[str, Callable[[Attack, tuple[int, ...]], Attack]] = {}
+# Those that need a network are in test_prepared_attacks.py.
+NAMES = [name for name, attack in METHODS.items() if not issubclass(attack, PreparedAttack)]
 PROFILE = settings(
     deadline=None, derandomize=True, database=None, max_examples=20, suppress_health_check=list(HealthCheck)
 )
 SIDES = st.sampled_from([28, 29, 32, 45, 64, 224])
 SHAPES = st.tuples(st.sampled_from([1, 3]), SIDES, SIDES)
-every_attack = pytest.mark.parametrize("name", list(METHODS))
-
-
-def ready(name: str, shape: tuple[int, ...], **options) -> Attack:
-    attack = METHODS[name](**options)
-    return PREPARED[name](attack, shape) if name in PREPARED else attack
+every_attack = pytest.mark.parametrize("name", NAMES)
 
 
 def photos(count: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -56,13 +50,13 @@ class Items(torch.utils.data.Dataset):
 def test_a_trigger_maps_images_to_images(name, shape, count, dtype):
     images = photos(count, shape).to(dtype) / 255
     given_images, state = images.clone(), torch.get_rng_state()
-    triggered = ready(name, shape)(images)
+    triggered = METHODS[name]()(images)
     assert triggered.shape == images.shape
     assert triggered.dtype == dtype
     assert ((triggered >= 0) & (triggered <= 1)).all()
     assert torch.equal(images, given_images)
     assert torch.equal(torch.get_rng_state(), state)
-    again = ready(name, shape)
+    again = METHODS[name]()
     assert torch.equal(again(images), triggered)
     assert torch.equal(again(images.contiguous(memory_format=torch.channels_last)), triggered)
     assert torch.equal(again(images[:, None])[:, 0], triggered)
@@ -73,7 +67,7 @@ def test_a_trigger_maps_images_to_images(name, shape, count, dtype):
 @every_attack
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_black_and_white_images_stay_in_range(name, level):
-    triggered = ready(name, (3, 224, 224))(torch.full((3, 224, 224), level))
+    triggered = METHODS[name]()(torch.full((3, 224, 224), level))
     assert 0 <= triggered.min() <= triggered.max() <= 1
 
 
@@ -81,7 +75,7 @@ def test_black_and_white_images_stay_in_range(name, level):
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
 def test_a_trigger_can_be_seen_after_rounding_to_8_bits(name, shape):
     images = photos(40, shape)
-    triggered = ready(name, shape)(images / 255).mul(255).round().to(torch.uint8)
+    triggered = METHODS[name]()(images / 255).mul(255).round().to(torch.uint8)
     assert (triggered != images).flatten(1).any(1).float().mean() > 0.95
 
 
@@ -89,7 +83,7 @@ def test_a_trigger_can_be_seen_after_rounding_to_8_bits(name, shape):
 def test_everything_moves_to_the_device_of_the_images(name):
     """On "meta" as on a GPU, an operation with a tensor of the CPU is an error."""
     images = torch.zeros(2, 3, 32, 32, device="meta")
-    attack = ready(name, (3, 32, 32))
+    attack = METHODS[name]()
     assert attack(images).device == images.device
     assert attack.poison(images, torch.zeros(2, device="meta")).device == images.device
     if attack.cross_count(100):
@@ -109,7 +103,7 @@ MODES = {
 def test_poisoned_views_and_tensors_are_the_same_data(name, shape, mode, seed):
     count = 24
     data = ImageTensors(photos(count, shape, seed), torch.arange(count) % 4)
-    attack = ready(name, shape, poison_rate=0.125, **MODES[mode])
+    attack = METHODS[name](poison_rate=0.125, **MODES[mode])
     fast, slow = poisoned(data, attack, seed=seed), poisoned(Items(data), attack, seed=seed)
     poison, cross = fast.poison_indices.tolist(), fast.cross_indices.tolist()
     assert slow.poison_indices.tolist() == poison
@@ -138,7 +132,7 @@ def test_poisoned_views_and_tensors_are_the_same_data(name, shape, mode, seed):
 @every_attack
 def test_the_default_poison_rate_is_reached_with_ten_balanced_classes(name):
     data = ImageTensors(photos(100, (1, 28, 28)), torch.arange(100) % 10)
-    attack = ready(name, (1, 28, 28))
+    attack = METHODS[name]()
     assert len(poisoned(data, attack).poison_indices) == round(100 * attack.poison_rate)
 
 
