@@ -63,7 +63,9 @@ class ConvNeXtBlock(nn.Module):
 class SmallConvNeXt(nn.Module):
     """Four stages with 1, 2, 4 and 8 times `width` channels and `depth`, `depth`, 3 x `depth` and `depth` blocks.
 
-    Fresh weights are drawn as published. There is no stochastic depth.
+    Fresh weights are drawn as published, and there is no stochastic depth. Blocks start with a scale of 1 in place of
+    the published 1e-6, at which SGD leaves them without effect for long: in trials with 6 and 18 blocks it learned
+    faster from 1, and AdamW, which the paper uses, as fast from both.
 
     Args:
         num_classes: Number of outputs.
@@ -71,7 +73,7 @@ class SmallConvNeXt(nn.Module):
         depth: Blocks of the first stage; 3 is published.
         in_channels: Channels of the input image.
         patch_size: Kernel and stride of the first convolution, in pixels; 4 is published, for images of 224 pixels.
-        layer_scale: What the scales of the blocks start from.
+        layer_scale: What the scales of the blocks start from; 1e-6 is published.
 
     Raises:
         ValueError: A size is no whole number of at least 1.
@@ -85,7 +87,7 @@ class SmallConvNeXt(nn.Module):
         depth: int = 3,
         in_channels: int = 3,
         patch_size: int = 2,
-        layer_scale: float = 1e-6,
+        layer_scale: float = 1.0,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, width=width, depth=depth, in_channels=in_channels, patch_size=patch_size)

@@ -193,6 +193,13 @@ def test_vit_computes_what_torchvision_does():
     torch.testing.assert_close(own(images), reference(images))
 
 
+def test_vgg_without_batchnorm_keeps_the_scale_of_its_input():
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 32, 32)
+    features = SmallVGG(5, width=16, in_channels=1, batch_norm=False).features(images)
+    assert 0.2 < features.square().mean() < 5  # less than 0.01 with the fresh weights of torchvision
+
+
 def test_vit_draws_queries_keys_and_values_by_their_own_size():
     torch.manual_seed(0)
     for part in SmallViT(5, width=64, depth=1).blocks[0].attn.qkv.weight.chunk(3):
