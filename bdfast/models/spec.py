@@ -26,8 +26,9 @@ class ModelSpec:
     """An architecture with its arguments.
 
     Attributes:
-        arch: A key of `ARCHITECTURES` (preact_resnet18, small_vit, ...), the name of a classifier of torchvision
-            (resnet18, vit_b_16, ...), or "timm/" and the name of a network of timm, which has to be installed.
+        arch: preact_resnet18, small_vgg11, small_vgg11_bn, small_vgg16, small_vgg16_bn, small_mobilenet_v2, small_vit,
+            small_convnext, or a name of `register_model`; the name of a classifier of torchvision (resnet18, vit_b_16,
+            ...); or "timm/" and the name of a network of timm, which has to be installed.
         num_classes: Number of outputs.
         in_channels: Channels of the image; torchvision's networks take 3.
         width: Channels of the first layers, for bdfast's own networks; the published number when left out.
