@@ -2,6 +2,6 @@
 
 from bdfast.models.normalization import Normalize, normalized
 from bdfast.models.preact_resnet import PreActResNet18
-from bdfast.models.spec import ModelSpec
+from bdfast.models.spec import ARCHITECTURES, ModelSpec, register_model
 
-__all__ = ["ModelSpec", "Normalize", "PreActResNet18", "normalized"]
+__all__ = ["ARCHITECTURES", "ModelSpec", "Normalize", "PreActResNet18", "normalized", "register_model"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torchvision
@@ -20,7 +22,8 @@ class ModelSpec:
     """An architecture with its arguments.
 
     Attributes:
-        arch: "preact_resnet18", or the name of a classifier of torchvision (resnet18, vit_b_16, ...).
+        arch: "preact_resnet18", a name given to `register_model`, or the name of a classifier of torchvision
+            (resnet18, vit_b_16, ...).
         num_classes: Number of outputs.
         in_channels: Channels of the image; torchvision's networks take 3.
         width: Channels of the first stage of preact_resnet18.
@@ -46,14 +49,14 @@ class ModelSpec:
             ValueError: There is no such architecture; the message names the nearest.
         """
         network: nn.Module
-        if self.arch == OWN:
-            network = PreActResNet18(self.num_classes, width=self.width, in_channels=self.in_channels, stem=self.stem)
+        if self.arch in ARCHITECTURES:
+            network = ARCHITECTURES[self.arch](self)
         else:
             known = torchvision.models.list_models(module=torchvision.models)
             if self.arch not in known:
                 raise ValueError(
-                    f"arch: expected {OWN} or a classifier of torchvision, got {self.arch!r}; "
-                    f"{nearest(self.arch, [OWN, *known])}"
+                    f"arch: expected one of {', '.join(ARCHITECTURES)}, or a classifier of torchvision, got "
+                    f"{self.arch!r}; {nearest(self.arch, [*ARCHITECTURES, *known])}"
                 )
             network = torchvision.models.get_model(self.arch, weights=None, num_classes=self.num_classes)
         return normalized(network, self.mean, self.std) if self.mean else network
@@ -91,3 +94,35 @@ class ModelSpec:
                 f"{len(spec.class_names)} names; leave it out of the file."
             )
         return spec
+
+
+Builder = Callable[[ModelSpec], nn.Module]
+
+
+def register_model(name: str, builder: Builder) -> None:
+    """Make a network of your own known under `name`: to `ModelSpec`, its checkpoints and the command line.
+
+        bdfast.models.register_model("mine", lambda spec: MyNetwork(spec.num_classes, channels=spec.in_channels))
+
+    A second registration of a name replaces the first.
+
+    Args:
+        name: Lower-case letters, digits, "_" and "-".
+        builder: From a `ModelSpec` to the network with fresh weights, without the normalisation of its input.
+
+    Raises:
+        ValueError: The name has other characters, or is that of bdfast's own network.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError(f"name: expected lower-case letters, digits, '_' and '-', got {name!r}; choose such a name.")
+    if name == OWN:
+        raise ValueError(f"name: expected one that is free, got {name!r}; take another.")
+    ARCHITECTURES[name] = builder
+
+
+def _preact_resnet18(spec: ModelSpec) -> nn.Module:
+    return PreActResNet18(spec.num_classes, width=spec.width, in_channels=spec.in_channels, stem=spec.stem)
+
+
+ARCHITECTURES: dict[str, Builder] = {OWN: _preact_resnet18}
+"""bdfast's own network by its name, and those of `register_model`."""
