@@ -131,21 +131,34 @@ def backdoored(
     return plant(planned, seed=seed, weights=weights, progress=progress)
 
 
-def plant(
-    planned: Plan, *, seed: int = 0, weights: str | Path | None = None, progress: bool | Progress = False
-) -> Scenario:
-    """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`."""
-    path = None if weights is None else Path(weights)
+def untrained(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+    """A network with the fresh weights of this seed, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with seeded(derived_seed(seed, "weights"), torch.device("cpu")):
-        model = planned.spec.build()
+        model = spec.build()
     # Convolutions run faster in this memory format, on CPUs and GPUs alike.
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def plant(
+    planned: Plan,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    weights: str | Path | None = None,
+    progress: bool | Progress = False,
+) -> Scenario:
+    """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`.
+
+    `lr` is the peak of the learning rate; 0.1 is too much for a network without BatchNorm.
+    """
+    path = None if weights is None else Path(weights)
+    model = untrained(planned.spec, seed=seed)
     if path is not None and path.exists():
         load_into(model, path)
     else:
         images = poisoned(planned.attacker, planned.attack, seed=derived_seed(seed, "poison"))
-        fit(model, images, epochs=planned.epochs, seed=seed, progress=as_progress(progress))
+        fit(model, images, epochs=planned.epochs, lr=lr, seed=seed, progress=as_progress(progress))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_weights(model, path, description=planned.spec.to_json())
