@@ -96,8 +96,11 @@ def _run(command: MatrixRun, imported: Sequence[str]) -> None:
         )
     if summary.failed:
         failures = [x["error"] for x in read_records(command.output) if "error" in x]
-        first = f"{failures[0]['type']}: {failures[0]['message']}"
-        raise RuntimeError(f"{summary.failed} cells failed, the first with {first} Their records say where; --retry.")
+        first = f"{failures[0]['type']}: {failures[0]['message']}".rstrip(". \n")
+        raise RuntimeError(
+            f"{summary.failed} cells failed, the first with {first}. Their records have the rest; `--retry` measures "
+            "them again."
+        )
 
 
 def _show(command: MatrixShow) -> None:

@@ -144,7 +144,7 @@ def network_entry(value: Any, place: Place) -> NetworkEntry:
     given = {"arch": value} if isinstance(value, str) else value
     allowed = [name for name in option_names(ModelSpec) if name not in FROM_DATA]
     given = dict(place.mapping(given, ["name", *allowed, "epochs", "lr"]))
-    name, epochs, lr = given.pop("name", None), given.pop("epochs", None), given.pop("lr", 0.1)
+    name, epochs, lr = given.pop("name", None), given.pop("epochs", None), given.pop("lr", NetworkEntry.lr)
     arch = given.pop("arch", ModelSpec.arch)
     known = [*ARCHITECTURES, *torchvision.models.list_models(module=torchvision.models)]
     # The constructor knows further names, such as those of timm.
@@ -155,10 +155,13 @@ def network_entry(value: Any, place: Place) -> NetworkEntry:
         )
     options = typed_options(ModelSpec, given, place)
     rate = number(lr)
-    if rate is None or not rate > 0:
+    if rate is None or not 0 < rate < float("inf"):
         raise place["lr"].error(f"expected a number above zero, got {lr!r}; 0.1 is the default.")
+    training = {} if epochs is None else {"epochs": epochs}
+    if rate != NetworkEntry.lr:
+        training["lr"] = rate
     return NetworkEntry(
-        _name(name, place, arch, options | ({} if epochs is None else {"epochs": epochs})),
+        _name(name, place, arch, options | training),
         arch,
         {**defaults(ModelSpec, allowed), **options, "arch": arch},
         epochs=epoch_count(epochs, place["epochs"]),

@@ -132,8 +132,10 @@ def _check(by: Sequence[str]) -> None:
 
 
 def _identity(record: Record, keys: Sequence[str]) -> str:
-    """Entries of one name that differ in an option are not averaged."""
-    return json.dumps([record[key] for key in keys], sort_keys=True)
+    """What entries are, whatever they are called: those that differ in an option are not averaged."""
+    values = [record[key] for key in keys]
+    contents = [{k: v for k, v in x.items() if k != "name"} if isinstance(x, dict) else x for x in values]
+    return json.dumps(contents, sort_keys=True)
 
 
 def _name(record: Record, key: str) -> str:
