@@ -47,14 +47,18 @@ class Cell:
     def content(self) -> dict[str, Any]:
         """All that decides about its result, as JSON holds it; neither names nor the split."""
         return {
-            "network": self.network.content(),
+            "network": {**self.network.content(), "epochs": self.asked_epochs},
             "data": self.data,
             "attack": self.attack.content(),
             "clean": self.clean.content(),
             "defense": self.defense.content(),
             "seed": self.seed,
-            "epochs": self.network.epochs or self.epochs,
         }
+
+    @property
+    def asked_epochs(self) -> int | None:
+        """Of the attacker's training; None for that of the data."""
+        return self.network.epochs or self.epochs
 
     @cached_property
     def id(self) -> str:

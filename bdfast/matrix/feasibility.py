@@ -8,7 +8,7 @@ import torch
 
 from bdfast.attacks import Attack
 from bdfast.data.sources import DataSource
-from bdfast.matrix.cells import Cell
+from bdfast.matrix.cells import Cell, content_digest
 from bdfast.matrix.entries import AttackEntry, Clean
 from bdfast.matrix.grid import Grid
 from bdfast.matrix.images_by_name import DataFacts, data_facts, load_data
@@ -37,8 +37,7 @@ def check_grid(grid: Grid) -> dict[str, DataFacts]:
         source = load_data(name)
         found[name] = facts = data_facts(name, source)
         cells = [cell for cell in grid.cells if cell.data == name]
-        for network in _each(cell.network for cell in cells):
-            cell = next(cell for cell in cells if cell.network is network)
+        for cell in {content_digest(cell.network.content()): cell for cell in reversed(cells)}.values():
             _check_network(training_of(cell, facts), source)
         for attack, seed in _pairs((cell.attack, cell.seed) for cell in cells):
             _check_attack(attack, seed, source, facts)
@@ -121,11 +120,6 @@ def _check_clean(clean: Clean, seed: int, source: DataSource, facts: DataFacts) 
         drawn(source.train.labels, seed, num_classes=facts.num_classes, share=clean.share, per_class=clean.per_class)
     except ValueError as error:
         raise GridError(f"{clean.place}, with {facts.name}: {error}") from error
-
-
-def _each(entries: Iterable) -> list:
-    """The different ones, in order."""
-    return list({id(entry): entry for entry in entries}.values())
 
 
 def _pairs(pairs: Iterable[tuple]) -> list[tuple]:

@@ -11,8 +11,9 @@ import jinja2
 from bdfast._version import __version__
 from bdfast.matrix.tables import BY, Record, Spread, notes, tables
 
-# Vermilion of Okabe and Ito's palette, as in the report: light for a backdoor that is gone, full for one that works.
-LOW, HIGH = (255, 255, 255), (213, 94, 0)
+# White for a backdoor that is gone; for one that works, the vermilion of the report, so much lighter that small dark
+# text on it has a contrast of 4.5 at least.
+LOW, HIGH = (255, 255, 255), (232, 120, 46)
 LEGEND = (0, 10, 25, 50, 75, 100)
 
 
@@ -78,4 +79,5 @@ def _cell(asr: Spread, loss: Spread, *, first: bool) -> dict[str, Any]:
 
 
 def _change(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "\u2212")
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("-0.0", "+0.0") else text.replace("-", "\u2212")

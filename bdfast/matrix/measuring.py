@@ -26,7 +26,7 @@ from bdfast.training import Setup
 from bdfast.training.descriptions import plain
 
 
-class Target(NamedTuple):
+class Subject(NamedTuple):
     """A network with what judges it."""
 
     key: str
@@ -48,7 +48,7 @@ class Workshop:
         self.output, self.facts = output, facts
         self.store = NetworkStore(output / "networks")
         self._source: tuple[str, DataSource] | None = None
-        self._target: Target | None = None
+        self._subject: Subject | None = None
 
     def train(self, training: Training) -> dict[str, Any] | None:
         """Train a network into the folder; returns what to record of an error, if there was one."""
@@ -76,14 +76,16 @@ class Workshop:
 
     def _measured(self, cell: Cell, work: Path) -> dict[str, Any]:
         source, facts = self._images(cell.data), self.facts[cell.data]
-        target = self._network(cell, source)
+        subject = self._network(cell, source)
         positions = clean_positions(cell, source, facts)
         started = perf_counter()
-        result = self._purified(cell, target.model, source, positions, work)
+        result = self._purified(cell, subject.model, source, positions, work)
         seconds = perf_counter() - started
-        model = target.model if result is None else result.model
+        model = subject.model if result is None else result.model
         after = (
-            target.before.against(target.before) if result is None else target.evaluator(model, baseline=target.before)
+            subject.before.against(subject.before)
+            if result is None
+            else subject.evaluator(model, baseline=subject.before)
         )
         setup = next((row for row in getattr(result, "history", ()) if isinstance(row, Setup)), None)
         training = training_of(cell, facts)
@@ -94,10 +96,10 @@ class Workshop:
             "clean_images": len(positions),
             "device": str(device_of(model)),
             "precision": setup and setup.precision,
-            "seconds": {"training": target.training_seconds, "purifying": seconds},
+            "seconds": {"training": subject.training_seconds, "purifying": seconds},
             "peak_memory_mib": peak_memory_mib(),
             "updates": plain(getattr(result, "updates", None)),
-            "before": _figures(target.before),
+            "before": _figures(subject.before),
             "after": _figures(after),
             "der": after.der,
             "rir": after.rir,
@@ -122,19 +124,19 @@ class Workshop:
             self._source = (name, load_data(name))
         return self._source[1]
 
-    def _network(self, cell: Cell, source: DataSource) -> Target:
+    def _network(self, cell: Cell, source: DataSource) -> Subject:
         """The network of a cell, and its figures with the trigger that the cell names."""
         facts = self.facts[cell.data]
         training = training_of(cell, facts)
         key = f"{training.digest} {cell.attack.content()}"
-        if self._target is None or self._target.key != key:
-            self._target = None
+        if self._subject is None or self._subject.key != key:
+            self._subject = None
             trained = self.store.load(training)
             judge = trained.attack or cell.attack.judge(facts.num_classes)
             triggered = None if judge is None else Triggered(source.test, judge)
             evaluator = Evaluator(source.test, triggered, device=device_of(trained.model))
-            self._target = Target(key, trained.model, evaluator, evaluator(trained.model), trained.seconds)
-        return self._target
+            self._subject = Subject(key, trained.model, evaluator, evaluator(trained.model), trained.seconds)
+        return self._subject
 
 
 def _figures(metrics: Metrics) -> dict[str, float | None]:

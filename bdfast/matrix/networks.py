@@ -89,7 +89,7 @@ class Training:
 
 def training_of(cell: Cell, facts: DataFacts) -> Training:
     """The network that a cell is about."""
-    epochs = cell.network.epochs or cell.epochs or facts.epochs
+    epochs = cell.asked_epochs or facts.epochs
     return Training(cell.network, cell.attack, cell.seed, epochs, facts)
 
 

@@ -29,7 +29,7 @@ def record_of(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "id": cell.id,
         "split": cell.split,
-        "network": cell.network.described(),
+        "network": {**cell.network.described(), "epochs": cell.asked_epochs},
         "data": cell.data,
         "attack": cell.attack.described(),
         "clean": {"name": cell.clean.name, **cell.clean.content()},

@@ -114,7 +114,7 @@ def notes(records: Sequence[Record]) -> list[str]:
         "Each number is the mean of n runs, with the least and the greatest beside it; n=1 is one run.",
     ]
     if failed:
-        said.append(f"{failed} runs ended in an error.")
+        said.append(f"Runs that ended in an error: {failed}.")
     versions = {f"bdfast {x['versions']['bdfast']}, torch {x['versions']['torch']}" for x in records}
     said.append(f"Versions: {'; '.join(sorted(versions))}.")
     return said

@@ -46,6 +46,9 @@ def test_the_same_content_has_the_same_id():
     assert {cell.split for cell in two} == {"confirm"}
     assert {cell.id for cell in one}.isdisjoint(cell.id for cell in parse_grid(BLOCK + "epochs: 2").cells)
 
+    inside = parse_grid(BLOCK.replace("networks: [speck]", "networks: [{arch: speck, epochs: 2}]")).cells
+    assert [cell.id for cell in inside] == [cell.id for cell in parse_grid(BLOCK + "epochs: 2").cells]
+
 
 def test_excluded_cells_are_left_out():
     exclude = "exclude: [{attack: faint, seed: 1}, {defense: [short, none], clean: {per_class: 10}}, {attack: badnets}]"
@@ -242,7 +245,7 @@ def test_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="grid: expected a YAML file, found no"):
         read_grid(tmp_path / "nowhere.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe4")
-    with pytest.raises(GridError, match="latin.yaml: expected text in UTF-8"):
+    with pytest.raises(GridError, match=r"latin\.yaml: expected text in UTF-8"):
         read_grid(tmp_path / "latin.yaml")
 
 

@@ -134,7 +134,8 @@ def alive(group: int) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_workers_end_with_the_process_that_started_them(folder, comparable):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_process_that_started_them(folder, comparable, sent):
     arguments = ["--import", "tests_network.py", "matrix", "run", "grid.yaml", "--output", "out", "--threads", "1"]
     command = [sys.executable, "-m", "bdfast", *arguments, "--quiet"]
     started = subprocess.Popen([*command, "--workers", "2"], cwd=folder, start_new_session=True)
@@ -143,14 +144,16 @@ def test_workers_end_with_the_process_that_started_them(folder, comparable):
         while not list((folder / "out").glob("records/*.json")) and time.monotonic() < deadline:
             assert started.poll() is None
             time.sleep(0.01)
-        started.kill()
-        started.wait()
+        started.send_signal(sent)
+        assert started.wait() == (130 if sent == signal.SIGINT else -sent)
         while alive(started.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert alive(started.pid) == []
     finally:
         for process in alive(started.pid):
             os.kill(process, signal.SIGKILL)
+    if sent == signal.SIGINT:
+        return
     subprocess.run(command, cwd=folder, check=True)
     records = comparable(folder / "out")
     assert len(records) == 4

@@ -11,7 +11,7 @@ import torch
 import bdfast
 from bdfast.defenses import Outcome
 from bdfast.io.checkpoints import read_description
-from bdfast.matrix import measuring, networks, parse_grid, read_records, run_grid
+from bdfast.matrix import check_grid, measuring, networks, parse_grid, read_records, run_grid
 from bdfast.matrix.networks import NetworkStore, training_of
 from bdfast.models import ModelSpec
 
@@ -183,9 +183,10 @@ def test_a_cell_goes_on_from_its_checkpoints(small, tmp_path, monkeypatch, compa
         raise Stop
 
     grid = replace(small, cells=small.cells[1:2])
-    with monkeypatch.context() as patched, pytest.raises(Stop):
+    with monkeypatch.context() as patched:
         patched.setattr(measuring, "write_record", stop)
-        run_grid(grid, tmp_path)
+        with pytest.raises(Stop):
+            run_grid(grid, tmp_path)
     (work,) = (tmp_path / "work").iterdir()
     assert list(work.iterdir())
     run_grid(grid, tmp_path)
@@ -206,7 +207,7 @@ def test_warnings_of_a_cell_are_in_its_record(small, tmp_path, monkeypatch):
 def test_one_run_at_a_time(small, tmp_path):
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BlockingIOError, match="output: expected a folder for this run alone, got .* another one"):
+        with pytest.raises(BlockingIOError, match="output: expected a folder for this run alone"):
             run_grid(small, tmp_path)
 
 
@@ -254,10 +255,4 @@ def test_an_attack_may_need_a_clean_network_first(change, tmp_path):
     assert record["before"]["asr"] is not None
     store = NetworkStore(tmp_path / "networks")
     assert store.has(record["network_digest"])
-    assert training_of(grid.cells[0], networks_facts(grid)).digest == record["network_digest"]
-
-
-def networks_facts(grid):
-    from bdfast.matrix import check_grid
-
-    return check_grid(grid)["digits"]
+    assert training_of(grid.cells[0], check_grid(grid)["digits"]).digest == record["network_digest"]

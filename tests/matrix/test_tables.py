@@ -38,7 +38,7 @@ RECORDS = [
 def test_markdown_says_how_many_runs_a_number_has():
     text = markdown(RECORDS)
     assert text.startswith("5 runs; seeds: 0, 1, 2. Each number is the mean of n runs")
-    assert "1 runs ended in an error." in text
+    assert "Runs that ended in an error: 1." in text
     lines = text.splitlines()
     assert "| network | data | attack | clean | before | none | ft |" in lines
     assert (
@@ -91,4 +91,16 @@ def test_the_heat_map_is_a_page_of_its_own():
 
 def test_colours_go_from_white_to_vermilion():
     assert colours(0) == "background: rgb(255, 255, 255)"
-    assert colours(100) == colours(130) == "background: rgb(213, 94, 0)"
+    assert colours(100) == colours(130) == "background: rgb(232, 120, 46)"
+
+
+def test_small_text_can_be_read_on_every_colour():
+    def luminance(rgb):
+        shares = [value / 255 for value in rgb]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ink = luminance((0x1F, 0x29, 0x33))
+    for percent in range(0, 101, 5):
+        background = luminance([int(x) for x in re.findall(r"\d+", colours(percent))])
+        assert (background + 0.05) / (ink + 0.05) > 4.5
