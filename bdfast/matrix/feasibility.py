@@ -61,7 +61,7 @@ def _check_network(training: Training, source: DataSource) -> None:
     except Exception as error:  # a network of the user's own can fail in any way
         raise GridError(
             f"{training.network.place}: expected a network that takes images {list(images.shape[1:])} of "
-            f"{training.facts.name}, got an error from it ({error}); choose another, or other images."
+            f"{training.facts.name}, got an error from it ({str(error).rstrip('.')}); choose another, or other images."
         ) from error
     if logits.shape != (PROBED, training.facts.num_classes):
         raise GridError(

