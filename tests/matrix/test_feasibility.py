@@ -85,7 +85,7 @@ def register_odd_ones():
             "attacks: [{attack: none, trigger: made}]",
             "trigger: expected one that needs no network, got made",
         ),
-        ("attacks", "attacks: [{attack: badnets, size: 9}]", "size: expected a square that fits 8x8 pixels"),
+        ("attacks", "attacks: [{attack: badnets, size: 9}]", r"size: expected a \w+ that fits 8x8 pixels"),
         ("attacks", "attacks: [{attack: badnets, poison_rate: 0.0001}]", "poison_rate: expected from 1 to 121. images"),
         ("attacks", "attacks: [{attack: odd, clean_label: true, poison_rate: 0.2}]", "got 0.2, which is 270; choose"),
         ("attacks", "attacks: [{attack: odd, crop: true}]", r"expected triggered images \[2, 1, 8, 8\], got"),
