@@ -42,7 +42,8 @@ class InputAware(PreparedAttack):
     and in a batch.
 
     Attributes:
-        cross_rate: Cross samples, as a fraction of the poisoned images; published: 1.
+        cross_rate: Cross samples, as a fraction of the poisoned images; published: 1, with which a network that only
+            sees the data learns the trigger less well.
         lambda_div: Weight of the diversity of masks and patterns; published: 1.
         lambda_norm: Weight of the size of the masks; published: 100.
         mask_density: Share of the pixels that a mask may cover; published: 0.032.
@@ -52,7 +53,7 @@ class InputAware(PreparedAttack):
         steps: Batches of 128 that G is trained on; published: hundreds of passes.
     """
 
-    cross_rate: float = 1.0
+    cross_rate: float = 0.5
     lambda_div: float = 1.0
     lambda_norm: float = 100.0
     mask_density: float = 0.032

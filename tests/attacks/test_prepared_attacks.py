@@ -70,7 +70,8 @@ def test_the_seed_decides(trained, data, quick, name):
     first, again, other = (quick.prepare(trained, data, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(first[part], again[part]) for part in first)
-    assert any(not torch.equal(first[part], other[part]) for part in first)
+    if name != "label_consistent":  # draws nothing
+        assert any(not torch.equal(first[part], other[part]) for part in first)
 
 
 @EACH
@@ -128,7 +129,7 @@ def test_poisoned_view_and_tensors_are_the_same_data(prepared, data, name):
     attack = prepared[name]
     fast, slow = bdfast.poisoned(data, attack, seed=3), bdfast.poisoned(Items(data), attack, seed=3)
     count = round(attack.poison_rate * len(data))
-    crossed = count if name == "input_aware" else 0
+    crossed = count // 2 if name == "input_aware" else 0
     for view in (fast, slow):
         assert len(view.poison_indices) == count
         assert len(view.cross_indices) == crossed

@@ -75,8 +75,8 @@ def test_input_aware_triggers_differ_and_are_small(prepared, shapes):
     crossed = attack.cross(images[0], images[1], generator)
     expected = images[0] + (patterns[1] - images[0]) * masks[1]
     torch.testing.assert_close(crossed, expected.float())
-    assert attack.cross_count(10) == 10
-    assert replace(attack, cross_rate=0.25).cross_count(10) == 2
+    assert attack.cross_count(10) == 5
+    assert replace(attack, cross_rate=1.0).cross_count(10) == 10
 
 
 def test_label_consistent_images_are_near_and_hard(trained, data, prepared):
@@ -85,9 +85,11 @@ def test_label_consistent_images_are_near_and_hard(trained, data, prepared):
     images, labels = data.batch(chosen)
     poison = to_uint8(attack.poison(images, labels)).int()
     inner = (..., slice(3, -3), slice(3, -3))
-    moved = (poison - data.images[chosen].int())[inner].abs()
-    assert moved.max() == 16
-    assert moved.float().mean() > 8
+    stored = attack.poison(images, labels) - images  # the pattern hides the rest of the change in the corners
+    length = stored[inner].square().sum((1, 2, 3)).sqrt()
+    # Half a level of rounding in each pixel comes on top.
+    assert length.max() < (attack.eps + 0.5 / 255) * 28
+    assert length.min() > 0.5 * attack.eps * 28
     # Full amplitude makes each corner pixel black or white, the left corners mirror the right ones.
     corner = torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]])
     for rows in (slice(3), slice(-3, None)):
