@@ -43,7 +43,8 @@ def _usage() -> None:
     usage = [f"usage: bdfast [{IMPORT} FILE.py|MODULE] COMMAND [OPTIONS]", "", *lines, ""]
     ending = [
         "Options: bdfast COMMAND --help",
-        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`).",
+        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`) and networks",
+        "(`bdfast.models.register_model`).",
     ]
     sys.stdout.write("\n".join([*usage, *ending, ""]))
 
