@@ -19,6 +19,8 @@ from .attacks import TrojanNN as TrojanNN
 from .attacks import WaNet as WaNet
 from .attacks import poisoned as poisoned
 from .data.augmentation import Augmentation as Augmentation
+from .data.data_source import DataSource as DataSource
+from .data.sources import register_data as register_data
 from .defenses import FTDefense as FTDefense
 from .defenses import FTSAMDefense as FTSAMDefense
 from .defenses import PAMDefense as PAMDefense

