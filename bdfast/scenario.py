@@ -132,12 +132,27 @@ def backdoored(
     return plant(planned, seed=seed, weights=weights, progress=progress)
 
 
+def untrained(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+    """A network with the fresh weights of this seed, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with seeded(derived_seed(seed, "weights"), torch.device("cpu")):
+        model = spec.build()
+    # Convolutions run faster in this memory format, on CPUs and GPUs alike.
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def plant(
-    planned: Plan, *, seed: int = 0, weights: str | Path | None = None, progress: bool | Progress = False
+    planned: Plan,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    weights: str | Path | None = None,
+    progress: bool | Progress = False,
 ) -> Scenario:
     """Train the network of a plan on the poisoned images; arguments and errors as for `backdoored`.
 
     An attack that makes its trigger with a network gets one first: the same network, trained on the clean images.
+    `lr` is the peak of the learning rate; 0.1 is too much for a network without BatchNorm.
     """
     path = None if weights is None else Path(weights)
     trained = path is not None and path.exists()
@@ -146,14 +161,14 @@ def plant(
         if path is not None and trained:
             attack = read_trigger(attack, trigger_path(path))
         else:
-            attack = _prepared(planned, attack, seed, as_progress(progress))
+            attack = _prepared(planned, attack, seed, lr, as_progress(progress))
         planned = replace(planned, attack=attack)
-    model = _fresh(planned, derived_seed(seed, "weights"))
+    model = untrained(planned.spec, seed=seed)
     if path is not None and trained:
         load_into(model, path)
     else:
         images = poisoned(planned.attacker, attack, seed=derived_seed(seed, "poison"))
-        fit(model, images, epochs=planned.epochs, seed=seed, progress=as_progress(progress))
+        fit(model, images, epochs=planned.epochs, lr=lr, seed=seed, progress=as_progress(progress))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The trigger first: weights that are there say that both are.
@@ -163,18 +178,10 @@ def plant(
     return Scenario(**vars(planned), model=model.eval())
 
 
-def _fresh(planned: Plan, seed: int) -> nn.Module:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with seeded(seed, torch.device("cpu")):
-        model = planned.spec.build()
-    # Convolutions run faster in this memory format, on CPUs and GPUs alike.
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _prepared(planned: Plan, attack: PreparedAttack, seed: int, progress: Progress) -> PreparedAttack:
+def _prepared(planned: Plan, attack: PreparedAttack, seed: int, lr: float, progress: Progress) -> PreparedAttack:
     # Refuses what cannot be poisoned before minutes go into a network.
     PoisonedView(planned.attacker, attack)
-    network = _fresh(planned, derived_seed(seed, "attacker", "weights"))
     seed = derived_seed(seed, "attacker")
-    fit(network, planned.attacker, epochs=planned.epochs, seed=seed, progress=progress)
+    network = untrained(planned.spec, seed=seed)
+    fit(network, planned.attacker, epochs=planned.epochs, lr=lr, seed=seed, progress=progress)
     return attack.prepared(network, planned.attacker, seed=seed)
