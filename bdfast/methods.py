@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from bdfast import attacks, defenses
@@ -55,6 +55,11 @@ def list_methods(verb: str | None = None) -> list[Method]:
         for room in (_VERBS if verb is None else [_known(verb)])
         for name, cls in _VERBS[room].methods.items()
     ]
+
+
+def option_fields(cls: type) -> list[Field[Any]]:
+    """The fields of a method that are its options; the trigger that a prepared attack carries is none."""
+    return [field for field in fields(cls) if field.metadata.get("option", True)]
 
 
 def register(verb: str, name: str) -> Callable[[Class], Class]:
@@ -127,5 +132,5 @@ def _options(cls: type) -> dict[str, Any]:
         else None
         if field.default is MISSING
         else field.default
-        for field in fields(cls)
+        for field in option_fields(cls)
     }

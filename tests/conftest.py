@@ -111,7 +111,7 @@ def backend(request: pytest.FixtureRequest, skip_without: Callable) -> Iterator[
 @pytest.fixture(scope="session")
 def digits():
     """Attacker's and defender's images, and the test set."""
-    from bdfast.data.sources import digits_source
+    from bdfast.data.digits import digits_source
 
     source = digits_source()
     training, test = source.train, source.test

@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "train a backdoored network on Fashion-MNIST, clean it, write a report",
     "purify": "remove a backdoor from a trained network: `bdfast purify METHOD ...`",
     "evaluate": "measure ACC, and ASR and RA under an attack",
+    "matrix": "measure a grid of networks, attacks and defenses: `bdfast matrix run GRID ...`",
     "doctor": "show versions, which kernels can run here, and how to get those that cannot",
 }
 IMPORT = "--import"
@@ -43,7 +44,8 @@ def _usage() -> None:
     usage = [f"usage: bdfast [{IMPORT} FILE.py|MODULE] COMMAND [OPTIONS]", "", *lines, ""]
     ending = [
         "Options: bdfast COMMAND --help",
-        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`).",
+        f"{IMPORT} runs Python code of yours first, which may register methods (`bdfast.register`), networks",
+        "(`bdfast.models.register_model`) or data (`bdfast.register_data`).",
     ]
     sys.stdout.write("\n".join([*usage, *ending, ""]))
 
@@ -54,11 +56,14 @@ def _run(command: str, arguments: list[str], imported: list[str]) -> None:
 
     try:
         if imported:
-            from bdfast.cli.plugins import import_code
+            from bdfast.cli.plugins import import_all
 
-            for name in imported:
-                import_code(name)
-        import_module(f"bdfast.cli.{command}_command").main(arguments)
+            import_all(imported)
+        module = import_module(f"bdfast.cli.{command}_command")
+        if command == "matrix":  # its workers have to import the same
+            module.main(arguments, imported)
+        else:
+            module.main(arguments)
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         sys.stderr.write(f"bdfast {command}: {error}\n")
         sys.exit(2)

@@ -12,7 +12,8 @@ import tyro
 from torch import nn
 
 from bdfast import defenses, report
-from bdfast.attacks import Triggered
+from bdfast.attacks import PreparedAttack, Triggered
+from bdfast.attacks.trigger_files import save_trigger, trigger_path
 from bdfast.cli.terminal import Output, metrics_table
 from bdfast.data.images import ImageTensors
 from bdfast.defenses.purification import purify
@@ -21,6 +22,7 @@ from bdfast.evaluation import Evaluator
 from bdfast.evaluation.landscape import Landscape, survey
 from bdfast.files import writable_folder, write_json
 from bdfast.io import save_weights
+from bdfast.methods import option_fields
 from bdfast.scenario import Scenario, plan, plant
 
 Flat = tyro.conf.arg(name="")
@@ -37,7 +39,7 @@ class Demo:
     copy only serve to measure.
 
     Attributes:
-        attack: What to plant: badnets or blended.
+        attack: What to plant: a name from `bdfast.list_methods("poison")`.
         method: What to remove it with: tsbd, ft_sam, pam, or the baselines ft and sam.
         seed: Of all randomness.
         clean_share: Clean images that the defender has, as a fraction of the training set.
@@ -68,7 +70,10 @@ def main(arguments: list[str]) -> None:
     console.print(f"Data: {planned.source.message}. The defender holds {len(planned.clean):,} clean images.")
     scenario = plant(planned, seed=demo.seed, progress=demo.show.progress())
     model = scenario.model
-    save_weights(model, demo.output / "backdoored.safetensors", description=scenario.spec.to_json())
+    weights = demo.output / "backdoored.safetensors"
+    save_weights(model, weights, description=scenario.spec.to_json())
+    if isinstance(scenario.attack, PreparedAttack):
+        save_trigger(scenario.attack, trigger_path(weights))
 
     evaluator = Evaluator(scenario.test, scenario.triggered, device=next(model.parameters()).device)
     before = evaluator(model)
@@ -86,7 +91,10 @@ def main(arguments: list[str]) -> None:
         "seconds": seconds,
         "options": {
             "attack": demo.attack,
-            **{f"attack.{name}": value for name, value in asdict(scenario.attack).items()},
+            **{
+                f"attack.{field.name}": getattr(scenario.attack, field.name)
+                for field in option_fields(type(scenario.attack))
+            },
             "method": demo.method,
             "data": scenario.source.name,
             "clean_images": len(scenario.clean),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from bdfast.attacks import METHODS, Triggered
+from bdfast.attacks import METHODS, PreparedAttack, Triggered
+from bdfast.attacks.trigger_files import read_trigger, trigger_path
 from bdfast.cli.inputs import DataInput, ModelInput
 from bdfast.cli.terminal import Output, metrics_table
 from bdfast.errors import nearest
@@ -25,6 +27,8 @@ class Evaluate:
         test: Test images.
         attack: Name of an attack whose trigger is put on the test images, for ASR and RA.
         target: Target label of the attack.
+        trigger: File with the trigger, for an attack that made one with a network; where the demo wrote it, beside the
+            weights, when left out.
         recalibrate_on: Folder or set of clean images on which BatchNorm statistics are estimated anew first; the
             training part, of a torchvision set.
         batch_size: Images in one forward pass.
@@ -35,6 +39,7 @@ class Evaluate:
     test: Annotated[DataInput, Flat]
     attack: str | None = None
     target: int = 0
+    trigger: Path | None = None
     recalibrate_on: str | None = None
     batch_size: int = 500
     show: Annotated[Output, Flat] = field(default_factory=Output)
@@ -51,7 +56,10 @@ def main(arguments: list[str]) -> None:
     test = command.test.load(train=False, spec=spec)
     triggered = None
     if command.attack is not None:
-        triggered = Triggered(test, METHODS[command.attack](target=command.target))
+        attack = METHODS[command.attack](target=command.target)
+        if isinstance(attack, PreparedAttack):
+            attack = read_trigger(attack, command.trigger or trigger_path(command.model.weights))
+        triggered = Triggered(test, attack)
     recalibration = None
     if command.recalibrate_on is not None:
         clean = DataInput(command.recalibrate_on, command.test.root, command.test.size)

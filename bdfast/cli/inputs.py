@@ -55,7 +55,8 @@ class DataInput:
     """Images by name.
 
     Attributes:
-        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist.
+        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist, digits,
+            mnist-digits or fashion-on-photos.
         root: Where torchvision's files lie; the data cache when left out.
         size: Scale and crop the images to this many pixels a side.
     """

@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def import_all(names: Sequence[str]) -> None:
+    """Import each of these, as `import_code` does."""
+    for name in names:
+        import_code(name)
 
 
 def import_code(name: str) -> None:

@@ -1,4 +1,4 @@
-"""A user's own data by name: a folder of images, or any classification set of torchvision."""
+"""Data by name: a source of `sources.py`, a folder of images, or any classification set of torchvision."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from bdfast.data.data_source import default_cache
 from bdfast.data.image_folder import ClassFolders
-from bdfast.data.sources import default_cache, demo_data
+from bdfast.data.sources import SOURCES, load_source
 from bdfast.errors import nearest
-
-DEMO = "fashion-mnist"
 
 
 def named_data(
@@ -32,9 +31,10 @@ def named_data(
     """A map-style data set of (image [channels, H, W] float32 in [0, 1], label).
 
     Args:
-        name: A folder with one sub-folder of images per class, the name of a classification set of torchvision
-            ("CIFAR10", "GTSRB", ...), or "fashion-mnist", which is fetched if need be.
-        train: The training or the test part of a torchvision set; a folder has only one.
+        name: A named source ("fashion-mnist", "fashion-on-photos", ...), whose images are fetched if need be and have
+            their own channels and size; a folder with one sub-folder of images per class; or the name of a
+            classification set of torchvision ("CIFAR10", "GTSRB", ...).
+        train: The training or the test part; a folder has only one.
         root: Where torchvision's files lie; nothing is downloaded. The data cache when left out.
         channels: 1 turns images to grey, 3 grey ones to colour.
         size: Scale and crop images to this many pixels a side; needed where they differ in size.
@@ -43,10 +43,17 @@ def named_data(
             are matched with these.
 
     Raises:
-        ValueError: There is no such folder or set, its files are missing, or its classes are not those of the model.
+        ValueError: There is no such folder or set, its files are missing, its classes are not those of the model, or
+            the name is that of a source and of a folder.
+        SourceUnavailable: The images of a named source cannot be had.
     """
-    if name == DEMO and root is None:
-        source = demo_data()
+    if name in SOURCES and root is None:
+        if Path(name).is_dir():
+            raise ValueError(
+                f"data: expected a name with one meaning, got {name!r}, which is a named source and a folder here; "
+                f"write './{name}' for the folder, or go elsewhere for the source."
+            )
+        source = load_source(name)
         return source.train if train else source.test
     steps: list[Any] = [v2.ToImage(), v2.Grayscale(channels)] if channels == 1 else [v2.ToImage(), v2.RGB()]
     if size is not None:
@@ -57,8 +64,8 @@ def named_data(
     known = [known for known in datasets.__all__ if _splits(known)]
     if name not in known:
         raise ValueError(
-            f"data: expected a folder, {DEMO} or a classification set of torchvision, got {name!r}; "
-            f"{nearest(name, [DEMO, *known])}"
+            f"data: expected a folder, one of {', '.join(SOURCES)}, or a classification set of torchvision, got "
+            f"{name!r}; {nearest(name, [*SOURCES, *known])}"
         )
     split = _splits(name)["train" if train else "test"]
     folder = default_cache() if root is None else root

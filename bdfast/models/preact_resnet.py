@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bdfast.models.sizes import check_sizes
+
 Stem = str
 STEMS: dict[Stem, tuple[int, int]] = {"cifar": (3, 1), "stride2": (3, 2), "imagenet": (7, 2)}
 """Kernel size and stride of the first convolution; "imagenet" is followed by a max-pool of stride 2."""
@@ -43,12 +45,16 @@ class PreActResNet18(nn.Module):
         width: Channels of the first stage; 64 is the published network (11.2 M parameters).
         in_channels: Channels of the input image.
         stem: A key of `STEMS`.
+
+    Raises:
+        ValueError: The stem is another, or a size is no whole number of at least 1.
     """
 
     def __init__(self, num_classes: int, *, width: int = 64, in_channels: int = 3, stem: Stem = "cifar") -> None:
         super().__init__()
         if stem not in STEMS:
             raise ValueError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}; choose one of these.")
+        check_sizes(num_classes=num_classes, width=width, in_channels=in_channels)
         kernel, stride = STEMS[stem]
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2, bias=False)
         self.pool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()

@@ -1,14 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bdfast import scenario
 from bdfast.cli import main
 from bdfast.data import ImageTensors
-from bdfast.data.sources import digits_source
+from bdfast.data.digits import digits_source
+from bdfast.data.sources import SOURCES
 from bdfast.defenses import TSBDDefense
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
@@ -18,8 +19,7 @@ from bdfast.training import fit
 @pytest.fixture
 def small_demo(monkeypatch):
     """The demo on digits, with fewer epochs of everything."""
-    monkeypatch.setattr(scenario, "demo_data", digits_source)
-    monkeypatch.setitem(scenario.EPOCHS, "digits", 8)
+    monkeypatch.setitem(SOURCES, "fashion-mnist", lambda: replace(digits_source(), epochs=8))
 
 
 @pytest.fixture
@@ -73,10 +73,31 @@ def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
         assert again["asr"] == pytest.approx(written[part]["asr"], abs=0.01)
 
 
-def main_evaluate(path, source):
+def main_evaluate(path, source, *options, attack="badnets"):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("bdfast.data.named_sets.demo_data", lambda: source)
-        main(["evaluate", str(path), "--data", "fashion-mnist", "--attack", "badnets", "--json"])
+        patched.setitem(SOURCES, "fashion-mnist", lambda: source)
+        main(["evaluate", str(path), "--data", "fashion-mnist", "--attack", attack, "--json", *options])
+
+
+def test_demo_with_an_attack_that_needs_a_network(tmp_path, small_demo, capsys):
+    arguments = ["--attack", "lf", "--method", "ft", "--clean-share", "0.2", "--json", "--quiet"]
+    main(["demo", "--output", str(tmp_path), *arguments])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["options"]["attack.amplitude"] == 0.2
+    assert "attack.state" not in printed["options"]
+    assert printed["before"]["asr"] > 0.9
+    # The trigger lies beside the backdoored network, and can be given for another one.
+    trigger = tmp_path / "backdoored.trigger.safetensors"
+    for name, part, options in (
+        ("backdoored.safetensors", "before", []),
+        ("purified/model.safetensors", "after", ["--trigger", str(trigger)]),
+    ):
+        main_evaluate(tmp_path / name, digits_source(), *options, attack="lf")
+        again = json.loads(capsys.readouterr().out)
+        assert again["asr"] == pytest.approx(printed[part]["asr"], abs=0.01)
+    with pytest.raises(SystemExit):
+        main_evaluate(tmp_path / "purified/model.safetensors", digits_source(), attack="lf")
+    assert "trigger: expected the trigger of LowFrequency" in capsys.readouterr().err
 
 
 def test_demo_shows_a_table(tmp_path, small_demo, capsys):
@@ -131,7 +152,7 @@ def test_version(capsys):
         (["purify", "tsbd", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
         (["evaluate", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
         (["evaluate", "x.pt", "--data", "x", "--attack", "badnet"], "did you mean 'badnets'"),
-        (["demo", "--attack", "wanet"], "attack: expected one of badnets, blended, got 'wanet'"),
+        (["demo", "--attack", "magic"], "attack: expected one of badnets, blended, "),
         (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, got 'magic'"),
         (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
     ],

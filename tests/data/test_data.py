@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from bdfast.data import ImageTensors, sources
+from bdfast.data import ImageTensors, fashion_mnist
 from bdfast.data.batches import Batches
 from bdfast.data.cache import CachedPasses
 from bdfast.data.images import to_float, to_uint8
@@ -149,43 +149,43 @@ def debian_folder(tmp_path, monkeypatch):
         idx_file(folder / f"{part}-images-idx3-ubyte.gz", np.full((count, 28, 28), count, np.uint8))
         idx_file(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
     digests = {}
-    for name in sources.SHA256:
+    for name in fashion_mnist.SHA256:
         with gzip.open(folder / f"{name}.gz") as file:
-            digests[name] = sources.hashlib.sha256(file.read()).hexdigest()
-    monkeypatch.setattr(sources, "SHA256", digests)
-    monkeypatch.setattr(sources, "DEBIAN_FOLDER", folder)
+            digests[name] = fashion_mnist.hashlib.sha256(file.read()).hexdigest()
+    monkeypatch.setattr(fashion_mnist, "SHA256", digests)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", folder)
 
     def unreachable(*args):
         raise OSError("no network")
 
-    monkeypatch.setattr(sources, "_download", unreachable)
-    monkeypatch.setattr(sources, "_debian_package", unreachable)
+    monkeypatch.setattr(fashion_mnist, "_download", unreachable)
+    monkeypatch.setattr(fashion_mnist, "_debian_package", unreachable)
     return folder
 
 
 def test_demo_data_comes_from_the_debian_folder_then_from_the_cache(tmp_path, debian_folder):
     cache = tmp_path / "cache"
-    source = sources.demo_data(cache)
+    source = fashion_mnist.demo_data(cache)
     assert (source.name, len(source.train), len(source.test)) == ("Fashion-MNIST", 12, 5)
     assert "Debian" in source.message or str(debian_folder) in source.message
     assert source.test.class_names[0] == "T-shirt/top"
     shutil.rmtree(debian_folder)
-    assert "cache" in sources.demo_data(cache).message
+    assert "cache" in fashion_mnist.demo_data(cache).message
 
 
 def test_a_damaged_cache_is_noticed_and_replaced(tmp_path, debian_folder):
     cache = tmp_path / "cache"
-    sources.demo_data(cache)
+    fashion_mnist.demo_data(cache)
     damaged = cache / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
-    source = sources.demo_data(cache)
+    source = fashion_mnist.demo_data(cache)
     assert str(debian_folder) in source.message
     assert source.train.labels.max() <= 9
 
 
 def test_digits_are_the_last_resort_and_the_message_says_why(tmp_path, debian_folder):
     shutil.rmtree(debian_folder)
-    source = sources.demo_data(tmp_path / "cache")
+    source = fashion_mnist.demo_data(tmp_path / "cache")
     assert source.name == "digits"
     assert source.train.images.shape == (1500, 1, 8, 8)
     assert source.train.images.max() == 255
@@ -196,7 +196,7 @@ def test_digits_are_the_last_resort_and_the_message_says_why(tmp_path, debian_fo
 def test_a_truncated_file_leaves_nothing_half_written(tmp_path, debian_folder):
     packed = debian_folder / "train-images-idx3-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:-20])
-    source = sources.demo_data(tmp_path / "cache")
+    source = fashion_mnist.demo_data(tmp_path / "cache")
     assert source.name == "digits"
     assert not list((tmp_path / "cache" / "FashionMNIST" / "raw").glob("train-images*"))
 

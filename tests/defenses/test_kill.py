@@ -27,7 +27,7 @@ SERVER = textwrap.dedent(
     torch.set_num_threads(1)
     import bdfast
     from torch import nn
-    from bdfast.data.sources import digits_source
+    from bdfast.data.digits import digits_source
     from bdfast.io import save_weights
 
     calls = 0

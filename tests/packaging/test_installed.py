@@ -32,8 +32,11 @@ for method in bdfast.list_methods("purify"):
 """
 PURIFY = """
 import bdfast, bdfast.report
+from dataclasses import replace
 from bdfast import scenario
-scenario.EPOCHS["digits"] = 8
+from bdfast.data.digits import digits_source
+from bdfast.data.sources import SOURCES
+SOURCES["digits"] = lambda: replace(digits_source(), epochs=8)
 planted = scenario.backdoored(data="digits", clean_share=0.2)
 judge = bdfast.Evaluator(planted.test, planted.triggered)
 before = judge(planted.model)

@@ -14,10 +14,10 @@ from building import ROOT
 pytestmark = pytest.mark.slow
 
 ON_DIGITS = """
-from bdfast import scenario
-from bdfast.data.sources import digits_source
-scenario.demo_data = digits_source
-scenario.EPOCHS["digits"] = 8
+from dataclasses import replace
+from bdfast.data.digits import digits_source
+from bdfast.data.sources import SOURCES
+SOURCES["fashion-mnist"] = lambda: replace(digits_source(), epochs=8)
 """
 COMMAND = f"{ON_DIGITS}\nimport sys; from bdfast.cli import main; main(sys.argv[1:])"
 # What the shell examples are about: a network of torchvision that knows ten colours, and images of these.
