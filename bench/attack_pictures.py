@@ -1,27 +1,32 @@
 """What triggers look like: writes docs/images/attacks-<name>.png, one for each attack.
 
-    .venv/bin/python -m bench.attack_pictures  # all attacks
+    .venv/bin/python -m bench.attack_pictures  # those that need no network
+    .venv/bin/python -m bench.attack_pictures --results attacks  # those that do, with the triggers of a run
     .venv/bin/python -m bench.attack_pictures wanet sig  # only these
 
-On the left an image of Fashion-MNIST from the data cache, on the right a photo that comes with scikit-learn. Attacks
-that need a network are left out unless `READY` says how they get their trigger; nothing is trained here.
+On the left an image of Fashion-MNIST, on the right a photo that comes with scikit-learn. The triggers of attacks that
+need a network fit one kind of images only: they come from the output folder of `bdfast matrix run
+bench/grids/attacks.yaml`, and the image on the right is one of fashion-on-photos. Nothing is trained here.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+import tyro
+from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
 from bdfast.attacks import METHODS, Attack, PreparedAttack
 from bdfast.data.images import to_float, to_uint8
-from bdfast.data.sources import demo_data
+from bdfast.data.sources import load_source
+from bdfast.matrix.images_by_name import data_facts
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,14 +35,14 @@ IMAGES = Path(__file__).parent.parent / "docs" / "images"
 PHOTO_SIZE = 64
 FACTORS = (1, 2, 5, 10, 20, 50)
 
-# How an attack that needs a network gets a trigger for images of a shape [C, H, W]: name -> function.
-READY: dict[str, Callable[[Attack, torch.Size], Attack]] = {}
+BAG = 8
+DATA = ("fashion-mnist", "fashion-on-photos")
 
 
-def grey() -> torch.Tensor:
-    """A bag of the test set: it has bright and dark areas."""
-    test = demo_data().test
-    return test[int((test.labels == 8).nonzero()[0])][0]
+def bag(data: str) -> torch.Tensor:
+    """The first bag of the test set: it has bright and dark areas."""
+    test = load_source(data).test
+    return test[int((test.labels == BAG).nonzero()[0])][0]
 
 
 def photo() -> torch.Tensor:
@@ -63,11 +68,17 @@ def panels(attack: Attack, image: torch.Tensor) -> list[tuple[str, torch.Tensor]
     ]
 
 
-def draw(name: str, images: list[torch.Tensor]) -> Path:
-    cells = []
-    for image in images:
-        attack = METHODS[name]()
-        cells += panels(READY[name](attack, image.shape) if name in READY else attack, image)
+def found(results: Path, name: str, data: str) -> PreparedAttack:
+    """The attack of this name with the trigger that a run has found for these images."""
+    for path in sorted((results / "networks").glob("*.state.safetensors")):
+        facts = json.loads(path.with_name(path.name.replace(".state.safetensors", ".json")).read_text())
+        if facts["attack"]["kind"] == name and facts["data"] == data_facts(data, load_source(data)).digest:
+            return METHODS[name](**facts["attack"]["options"]).with_state(load_file(path))
+    raise SystemExit(f"{name}: no trigger for {data} in {results}")
+
+
+def draw(name: str, pairs: list[tuple[Attack, torch.Tensor]]) -> Path:
+    cells = [panel for attack, image in pairs for panel in panels(attack, image)]
     figure, axes = plt.subplots(1, len(cells), figsize=(1.6 * len(cells), 1.9), dpi=110)
     for axis, (caption, image) in zip(axes, cells, strict=True):
         axis.imshow(image.permute(1, 2, 0).squeeze(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -82,15 +93,31 @@ def draw(name: str, images: list[torch.Tensor]) -> Path:
     return path
 
 
-def main(names: list[str]) -> None:
-    images = [grey(), photo()]
-    for name in names or METHODS:
-        if issubclass(METHODS[name], PreparedAttack) and name not in READY:
-            print(f"{name}: left out, it needs a network")
+@dataclass(frozen=True)
+class Pictures:
+    """Attributes:
+    names: Of attacks; all that can be drawn when left out.
+    results: Output folder of a run with attacks that need a network; only those are drawn then.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    results: Path | None = None
+
+
+def main() -> None:
+    asked = tyro.cli(Pictures, description=__doc__)
+    prepared = {name for name, attack in METHODS.items() if issubclass(attack, PreparedAttack)}
+    for name in asked.names or METHODS:
+        if (name in prepared) != (asked.results is not None):
             continue
-        path = draw(name, images)
+        if asked.results is None:
+            attack = METHODS[name]()
+            pairs = [(attack, bag("fashion-mnist")), (attack, photo())]
+        else:
+            pairs = [(found(asked.results, name, data), bag(data)) for data in DATA]
+        path = draw(name, pairs)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -20,7 +20,7 @@ from bdfast.training.descriptions import plain
 
 NONE = "none"
 ALL_TO_ALL = "all-to-all"
-FROM_DATA = {"num_classes", "in_channels", "mean", "std", "class_names", "image_size"}
+FROM_DATA = {"num_classes", "in_channels", "class_names", "image_size"}
 """Arguments of a `ModelSpec` that the data decides."""
 
 
@@ -153,7 +153,14 @@ def network_entry(value: Any, place: Place) -> NetworkEntry:
             f"expected one of {', '.join(ARCHITECTURES)}, or a classifier of torchvision, got {arch!r}; "
             f"{nearest(str(arch), known)}"
         )
+    # One number is for every channel.
+    given |= {key: [given[key]] for key in ("mean", "std") if number(given.get(key)) is not None}
     options = typed_options(ModelSpec, given, place)
+    if ("mean" in options) != ("std" in options) or not all(value > 0 for value in options.get("std", ())):
+        raise place.error(
+            f"expected mean and std together, std above zero, got {options.get('mean')} and {options.get('std')}; "
+            "leave both out for those of the training images."
+        )
     rate = number(lr)
     if rate is None or not 0 < rate < float("inf"):
         raise place["lr"].error(f"expected a number above zero, got {lr!r}; 0.1 is the default.")

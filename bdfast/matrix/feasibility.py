@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from bdfast.attacks import Attack
+from bdfast.attacks import Attack, PreparedAttack
 from bdfast.data.data_source import DataSource
 from bdfast.matrix.cells import Cell, content_digest
 from bdfast.matrix.entries import AttackEntry, Clean
@@ -73,7 +73,7 @@ def _check_network(training: Training, source: DataSource) -> None:
 def _check_attack(entry: AttackEntry, seed: int, source: DataSource, facts: DataFacts) -> None:
     try:
         attack, judge = entry.attack(facts.num_classes), entry.judge(facts.num_classes)
-        if entry.trigger is not None and hasattr(judge, "prepared"):
+        if entry.trigger is not None and isinstance(judge, PreparedAttack):
             raise ValueError(
                 f"trigger: expected one that needs no network, got {entry.trigger.kind}, whose trigger is made for "
                 "one; choose another."
@@ -94,7 +94,7 @@ def _check_trigger(attack: Attack, source: DataSource, facts: DataFacts) -> None
         raise ValueError(
             f"target: expected a class from 0 to {classes - 1}, got {int(labels.max())}; {facts.name} has {classes}."
         )
-    if hasattr(attack, "prepared"):
+    if isinstance(attack, PreparedAttack):
         return  # it has no trigger before there is a network
     images = source.test.batch(torch.arange(PROBED))[0]
     triggered = attack(images)

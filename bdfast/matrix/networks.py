@@ -51,11 +51,14 @@ class Training:
 
     @property
     def spec(self) -> ModelSpec:
-        """The network for these images."""
+        """The network for these images, normalised by its own mean and std, where it has them, else by theirs."""
         facts = self.facts
+        channels = facts.shape[0]
         options: dict[str, Any] = {**self.network.options, "num_classes": facts.num_classes}
-        options |= {"in_channels": facts.shape[0], "mean": facts.mean, "std": facts.std}
-        options["image_size"] = facts.shape[1]
+        for key in ("mean", "std"):
+            values = options.get(key) or getattr(facts, key)
+            options[key] = tuple(values) * channels if len(values) == 1 else tuple(values)
+        options |= {"in_channels": channels, "image_size": facts.shape[1]}
         return ModelSpec(**options, class_names=facts.class_names)
 
     def content(self) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from dataclasses import MISSING, fields
 from typing import Any, Literal, Union
 
 from bdfast.matrix.places import Place
+from bdfast.methods import option_fields
 
 
 def option_names(cls: type) -> list[str]:
-    """The options of a method: its fields, but those that it fills in itself and does not compare."""
-    return [field.name for field in fields(cls) if field.init and field.compare]
+    """The options of a method, but those that it fills in itself."""
+    return [field.name for field in option_fields(cls) if field.init]
 
 
 def defaults(cls: type, names: Collection[str]) -> dict[str, Any]:

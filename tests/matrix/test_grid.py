@@ -1,14 +1,14 @@
 """Grid files: what they give, and what is refused with its line."""
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
-import torch
 
 import bdfast
 from bdfast.matrix import GridError, parse_grid, read_grid
 from bdfast.matrix.cells import AXES
+from bdfast.matrix.images_by_name import DataFacts
+from bdfast.matrix.networks import training_of
 
 BLOCK = """
 networks: [speck]
@@ -87,32 +87,32 @@ def test_cases_by_hand_beside_a_product():
     assert isinstance(cells[6].attack.judge(10), bdfast.Blended)
 
 
-def all_to_all():
-    @bdfast.register("poison", "many")
-    @dataclass(frozen=True)
-    class Many(bdfast.BadNets):
-        """BadNets with a target for each class.
-
-        Attributes:
-            targets: The targets.
-        """
-
-        targets: tuple[int, ...] = ()
-        state: object = field(default=None, compare=False)
-
-        def relabel(self, labels):
-            return torch.tensor(self.targets)[labels]
-
-
 def test_all_to_all_is_written_out_once_the_classes_are_known():
-    all_to_all()
-    text = BLOCK.replace("[badnets", "[{attack: many, targets: all-to-all}, {attack: many, targets: [1, 1]}")
+    text = BLOCK.replace("[badnets", "[{attack: badnets, targets: all-to-all}, {attack: badnets, targets: [1, 1]}")
     first, second = (parse_grid(text).cells[index].attack for index in (0, 18))
-    assert first.name == "many targets=all-to-all"
+    assert first.name == "badnets targets=all-to-all"
     assert first.attack(4).targets == (1, 2, 3, 0)
     assert second.attack(4).targets == (1, 1)
+
+
+def test_the_trigger_of_an_attack_is_no_option():
     with pytest.raises(GridError, match=r"attacks\[0\].state: expected a key of .*, got 'state'"):
-        parse_grid(BLOCK.replace("[badnets", "[{attack: many, state: 3}"))
+        parse_grid(BLOCK.replace("[badnets", "[{attack: lf, state: 3}"))
+
+
+@pytest.mark.parametrize(
+    ("given", "normalisation"),
+    [
+        ("", ((0.2, 0.3, 0.4), (0.5, 0.6, 0.7))),
+        (", mean: 0.5, std: 1", ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))),
+        (", mean: [0, 0.5, 1], std: [1, 2, 3]", ((0.0, 0.5, 1.0), (1.0, 2.0, 3.0))),
+    ],
+)
+def test_normalisation_is_that_of_the_images_or_of_the_network(given, normalisation):
+    facts = DataFacts("mine", "", (3, 8, 8), 1, 10, (), mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7))
+    cell = parse_grid(BLOCK.replace("networks: [speck", f"networks: [{{arch: speck{given}}}", 1)).cells[0]
+    spec = training_of(cell, facts).spec
+    assert (spec.mean, spec.std) == normalisation
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,8 @@ def test_all_to_all_is_written_out_once_the_classes_are_known():
         ("networks", "networks: [{arch: speck, lr: true}]", r"\[0\].lr: expected a number above zero, got True"),
         ("networks", "networks: [{arch: speck, epochs: 1.5}]", r"\[0\].epochs: expected a whole number of epochs"),
         ("networks", "networks: [{arch: speck, width: wide}]", r"\[0\].width: expected a whole number.*, got 'wide'"),
+        ("networks", "networks: [{arch: speck, std: 0.5}]", r"\[0\]: expected mean and std together, std above zero"),
+        ("networks", "networks: [{arch: speck, mean: 0, std: 0}]", r"std above zero, got \(0.0,\) and \(0.0,\)"),
         ("networks", "networks: [{arch: speck, widht: 3}]", r"\[0\].widht: expected .*; did you mean 'width'"),
         ("networks", "networks: [{arch: speck, num_classes: 3}]", r"\[0\].num_classes: expected a key of"),
         ("networks", "networks: [{arch: speck, name: ''}]", r"\[0\].name: expected a text, got ''"),

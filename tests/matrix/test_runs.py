@@ -2,13 +2,13 @@
 
 import fcntl
 import json
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import bdfast
+from bdfast.attacks import PreparedAttack
 from bdfast.defenses import Outcome
 from bdfast.io.checkpoints import read_description
 from bdfast.matrix import check_grid, measuring, networks, parse_grid, read_records, run_grid
@@ -229,20 +229,15 @@ def test_what_is_no_record_is_named(small, tmp_path, content):
 def test_an_attack_may_need_a_clean_network_first(change, tmp_path):
     @bdfast.register("poison", "made")
     @dataclass(frozen=True)
-    class Made(bdfast.BadNets):
+    class Made(PreparedAttack):
         """Its trigger is a pattern that it takes from a network."""
 
-        state: Any = field(default=None, repr=False, compare=False)
-
-        def prepared(self, network, data, *, seed=0):
+        def prepare(self, network, data, *, seed=0):
             assert len(data) == 1350
-            return self.with_state({"pattern": next(network.parameters()).detach().abs().mean().clamp(0, 1)})
-
-        def with_state(self, state):
-            return replace(self, state=state)
+            return {"pattern": next(network.parameters()).detach().abs().mean().clamp(0, 1)}
 
         def __call__(self, images):
-            return images.lerp(self.state["pattern"].expand_as(images), 0.5)
+            return images.lerp(self.found("pattern").expand_as(images), 0.5)
 
     grid = parse_grid(change("attacks", "attacks: [made]"))
     assert run_grid(grid, tmp_path).measured == 4
