@@ -1,0 +1,219 @@
+"""Writes docs/results.md from the records of the two grids in bench/grids.
+
+    .venv/bin/python -m bench.results_page results  # takes the records of this folder over first
+    .venv/bin/python -m bench.results_page  # from those in bench/results/matrix.jsonl
+
+Both grids are run into one folder, so that they share networks:
+
+    bdfast matrix run bench/grids/attacks.yaml --output results --workers 2 --threads 1
+    bdfast matrix run bench/grids/development.yaml --output results --workers 2 --threads 1
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+from jinja2 import Environment, StrictUndefined
+
+from bdfast.files import whole_file
+from bdfast.matrix import read_records
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "results" / "matrix.jsonl"
+TEMPLATE = HERE / "results.md.j2"
+PAGE = HERE.parent / "docs" / "results.md"
+DASH = "\u2013"
+REMOVED, KEPT = 0.1, 0.5
+"""ASR below which a backdoor counts as removed, and from which it counts as kept."""
+LOST, CHANCE = 0.05, 0.2
+"""Loss of ACC above which a network counts as damaged, and the ACC below which nothing is left of it."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Attributes:
+    folder: Output folder of the runs.
+    """
+
+    folder: tyro.conf.Positional[Path | None] = None
+
+
+def main() -> None:
+    folder = tyro.cli(Arguments, description=__doc__).folder
+    if folder is not None:
+        with whole_file(RECORDS) as temporary:
+            temporary.write_text("".join(map(_line, read_records(folder))), encoding="utf-8")
+    records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
+    with whole_file(PAGE) as temporary:
+        temporary.write_text(page(records), encoding="utf-8")
+
+
+def _line(record: Record) -> str:
+    if "error" in record:  # a traceback names folders of the machine
+        record = {**record, "error": {key: value for key, value in record["error"].items() if key != "traceback"}}
+    return json.dumps(record, sort_keys=True) + "\n"
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole page, as Markdown."""
+    grid = [record for record in records if record["split"]]
+    cases = Counter(record["split"] for record in grid if record["defense"]["kind"] == "none")
+    clean = sum(r["attack"]["kind"] == "none" for r in grid if r["defense"]["kind"] == "none")
+    networks = {r["network_digest"]: r["seconds"]["training"] for r in grid if "network_digest" in r}
+    purifying = sum(r["seconds"]["purifying"] for r in grid if "seconds" in r and r["defense"]["kind"] != "none")
+    template = Environment(undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        cases={**cases, "total": sum(cases.values()), "clean": clean},
+        seeds=", ".join(sorted({str(record["seed"]) for record in grid})),
+        versions="; ".join(sorted({"bdfast {bdfast}, torch {torch}".format(**r["versions"]) for r in records})),
+        machines="; ".join(sorted({"{processor}, {threads} thread a worker".format(**r["machine"]) for r in records})),
+        networks=len(networks),
+        training=round(sum(networks.values()) / 60),
+        purifying=round(purifying / 60),
+        removed=f"{REMOVED:.0%}",
+        kept=f"{KEPT:.0%}",
+        lost=round(100 * LOST),
+        chance=f"{CHANCE:.0%}",
+        attacks=_attacks(records),
+        summary={split: _summary(grid, split) for split in ("tune", "confirm")},
+        every={split: _cases(grid, split) for split in ("tune", "confirm")},
+        errors=_errors(grid),
+    )
+    return text.rstrip() + "\n"
+
+
+def _attacks(records: Sequence[Record]) -> str:
+    trained = {r["network_digest"]: r for r in records if r["defense"]["kind"] == "none" and "before" in r}
+    twins = {_twin(r): r["before"]["acc"] for r in trained.values() if r["attack"]["kind"] == "none"}
+    rows: dict[tuple[str, ...], list[Record]] = {}
+    for record in trained.values():
+        if record["attack"]["kind"] != "none":
+            rate = f"{100 * record['attack']['options']['poison_rate']:g} %"
+            rows.setdefault((record["network"]["name"], record["data"], _attack(record), rate), []).append(record)
+    lines = []
+    for names, group in sorted(rows.items()):
+        losses = [twins[_twin(r)] - r["before"]["acc"] for r in group if _twin(r) in twins]
+        figures = [_spread([r["before"][key] for r in group]) for key in ("asr", "acc")]
+        lines.append([*names, *figures, _spread(losses), str(len(group))])
+    heads = ["network", "data", "attack", "poison rate", "ASR (%)", "ACC (%)", "ACC lost (points)", "seeds"]
+    return _table(heads, lines, numbers=4)
+
+
+def _twin(record: Record) -> str:
+    return json.dumps([record["network"], record["data"], record["seed"]], sort_keys=True)
+
+
+def _attack(record: Record) -> str:
+    """Its name with the target; the poison rate has a column of its own."""
+    attack = record["attack"]
+    if attack["kind"] == "none":
+        return "none"
+    options = attack["options"]
+    return f"{attack['kind']} to {'all' if options.get('targets') else options['target']}"
+
+
+def _summary(grid: Sequence[Record], split: str) -> str:
+    runs = [r for r in grid if r["split"] == split and r["defense"]["kind"] != "none"]
+    lines = []
+    for defense in _defenses(runs):
+        own = [r for r in runs if r["defense"]["name"] == defense]
+        sound = [r for r in own if "error" not in r]
+        backdoored = [r for r in sound if r["attack"]["kind"] != "none" and (r["before"]["asr"] or 0) >= KEPT]
+        clean = [r for r in sound if r["attack"]["kind"] == "none"]
+        lines.append(
+            [
+                defense,
+                _share(backdoored, lambda r: r["after"]["asr"] < REMOVED and _loss(r) <= LOST),
+                _share(backdoored, lambda r: r["after"]["asr"] >= KEPT),
+                _damaged(backdoored),
+                _damaged(clean),
+                _percent(median([r["after"]["asr"] for r in backdoored])) if backdoored else DASH,
+                _percent(median([_loss(r) for r in sound])) if sound else DASH,
+                _percent(max(_loss(r) for r in sound)) if sound else DASH,
+                f"{median([r['seconds']['purifying'] for r in sound]):.0f}" if sound else DASH,
+                str(len(own) - len(sound)),
+            ]
+        )
+    heads = ["defense", "removed", "kept", "damaged", "of the clean networks, damaged", "median ASR (%)"]
+    heads += ["median loss (points)", "greatest loss", "median seconds", "errors"]
+    return _table(heads, lines, numbers=1)
+
+
+def _cases(grid: Sequence[Record], split: str) -> str:
+    runs = [r for r in grid if r["split"] == split]
+    defenses = _defenses(runs)
+    rows: dict[str, list[Record]] = {}
+    for record in runs:
+        key = json.dumps([record[k] for k in ("network", "data", "attack", "clean", "seed")], sort_keys=True)
+        rows.setdefault(key, []).append(record)
+    lines = []
+    for group in rows.values():
+        found = {record["defense"]["name"]: record for record in group}
+        first = group[0]
+        before = next((r["before"] for r in group if "before" in r), {"asr": None, "acc": None})
+        options = first["attack"]["options"]
+        rate = f", {100 * options['poison_rate']:g} %" if options else ""
+        names = [first["network"]["name"], first["data"], _attack(first) + rate, first["clean"]["name"]]
+        lines.append(
+            [*names, _percent(before["asr"]), _percent(before["acc"]), *(_cell(found.get(d)) for d in defenses)]
+        )
+    heads = ["network", "data", "attack", "clean", "ASR", "ACC", *defenses]
+    return _table(heads, sorted(lines), numbers=4)
+
+
+def _errors(grid: Sequence[Record]) -> str:
+    failed = [r for r in grid if "error" in r]
+    said = Counter(f"{r['defense']['name']}: {r['error']['type']}: {r['error']['message']}" for r in failed)
+    return "\n".join(f"* {count} times {text}" for text, count in sorted(said.items()))
+
+
+def _defenses(records: Iterable[Record]) -> list[str]:
+    return sorted({r["defense"]["name"] for r in records if r["defense"]["kind"] != "none"})
+
+
+def _loss(record: Record) -> float:
+    return record["before"]["acc"] - record["after"]["acc"]
+
+
+def _share(records: Sequence[Record], sound: Callable[[Record], bool]) -> str:
+    return f"{sum(map(sound, records))} of {len(records)}"
+
+
+def _damaged(records: Sequence[Record]) -> str:
+    at_chance = sum(record["after"]["acc"] < CHANCE for record in records)
+    return f"{_share(records, lambda r: _loss(r) > LOST)} ({at_chance})"
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return DASH
+    return "error" if "error" in record else f"{_percent(record['after']['asr'])} ({_percent(_loss(record))})"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return _percent(values[0]) if values else DASH
+    return f"{_percent(sum(values) / len(values))} ({_percent(min(values))} to {_percent(max(values))})"
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.1f}".replace("-0.0", "0.0")
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int) -> str:
+    """Columns from `numbers` on are numbers."""
+    marks = ["---"] * numbers + ["---:"] * (len(heads) - numbers)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
+
+
+if __name__ == "__main__":
+    main()
