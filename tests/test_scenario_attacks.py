@@ -1,5 +1,7 @@
 """Scenarios of attacks that make their trigger with a network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,13 @@ import bdfast
 from bdfast import scenario
 from bdfast.attacks import LabelConsistent, LowFrequency
 from bdfast.attacks.trigger_files import trigger_path
+from bdfast.data.digits import digits_source
+from bdfast.data.sources import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def one_epoch(monkeypatch):
-    monkeypatch.setitem(scenario.EPOCHS, "digits", 1)
+    monkeypatch.setitem(SOURCES, "digits", lambda: replace(digits_source(), epochs=1))
 
 
 def test_the_trigger_is_kept_beside_the_weights(tmp_path):

@@ -56,13 +56,6 @@ def register_odd_ones():
         def victims(self, labels):
             return labels == self.target if self.clean_label else labels != self.target
 
-    @bdfast.register("poison", "made")
-    @dataclass(frozen=True)
-    class Made(bdfast.BadNets):
-        """Has a trigger only after it has seen a network."""
-
-        prepared = None
-
     register_model("deaf", lambda spec: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
 
 
@@ -83,8 +76,8 @@ def register_odd_ones():
         ("attacks", "attacks: [{attack: none, trigger: {attack: badnets, target: 12}}]", "from 0 to 9, got 12"),
         (
             "attacks",
-            "attacks: [{attack: none, trigger: made}]",
-            "trigger: expected one that needs no network, got made",
+            "attacks: [{attack: none, trigger: lf}]",
+            "trigger: expected one that needs no network, got lf",
         ),
         ("attacks", "attacks: [{attack: badnets, size: 9}]", r"size: expected a \w+ that fits 8x8 pixels"),
         ("attacks", "attacks: [{attack: badnets, poison_rate: 0.0001}]", "poison_rate: expected from 1 to 121. images"),
