@@ -19,11 +19,11 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
 from bdfast.attacks import METHODS, Attack, PreparedAttack
+from bdfast.attacks.trigger_files import read_trigger
 from bdfast.data.images import to_float, to_uint8
 from bdfast.data.sources import load_source
 from bdfast.matrix.images_by_name import data_facts
@@ -70,10 +70,10 @@ def panels(attack: Attack, image: torch.Tensor) -> list[tuple[str, torch.Tensor]
 
 def found(results: Path, name: str, data: str) -> PreparedAttack:
     """The attack of this name with the trigger that a run has found for these images."""
-    for path in sorted((results / "networks").glob("*.state.safetensors")):
-        facts = json.loads(path.with_name(path.name.replace(".state.safetensors", ".json")).read_text())
+    for path in sorted((results / "networks").glob("*.trigger.safetensors")):
+        facts = json.loads(path.with_name(path.name.replace(".trigger.safetensors", ".json")).read_text())
         if facts["attack"]["kind"] == name and facts["data"] == data_facts(data, load_source(data)).digest:
-            return METHODS[name](**facts["attack"]["options"]).with_state(load_file(path))
+            return read_trigger(METHODS[name](**facts["attack"]["options"]), path)
     raise SystemExit(f"{name}: no trigger for {data} in {results}")
 
 

@@ -9,14 +9,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bdfast._version import __version__
 from bdfast.attacks import Attack, PreparedAttack
+from bdfast.attacks.trigger_files import read_trigger, save_trigger, trigger_path
 from bdfast.data.data_source import DataSource
 from bdfast.data.images import ImageTensors
-from bdfast.files import whole_file, write_json
+from bdfast.files import write_json
 from bdfast.io import load_into, save_weights
 from bdfast.matrix.cells import Cell, content_digest
 from bdfast.matrix.entries import NONE, AttackEntry, NetworkEntry
@@ -110,7 +110,7 @@ class Trained:
 
 
 class NetworkStore:
-    """The networks in a folder: weights, the state of the attack where it has one, and a JSON file with the facts.
+    """The networks in a folder: weights, a JSON file with the facts, and the trigger where a network made it.
 
     The facts are written last, so that a network counts only once all of it is there.
     """
@@ -129,10 +129,11 @@ class NetworkStore:
             ValueError: The file is not the one that was written.
         """
         facts = json.loads(self._path(training.digest, "json").read_text(encoding="utf-8"))
-        model = load_into(untrained(training.spec), self._path(training.digest, "safetensors"))
-        attack: Any = training.attack.attack(training.facts.num_classes)
-        if (state := self._path(training.digest, "state.safetensors")).is_file():
-            attack = attack.with_state(load_file(state))
+        weights = self._path(training.digest, "safetensors")
+        model = load_into(untrained(training.spec), weights)
+        attack = training.attack.attack(training.facts.num_classes)
+        if isinstance(attack, PreparedAttack):
+            attack = read_trigger(attack, trigger_path(weights))
         return Trained(model.eval(), attack, facts["seconds"])
 
     def train(self, training: Training, source: DataSource) -> None:
@@ -145,12 +146,10 @@ class NetworkStore:
         clean = None if (before := training.before) is None else self.load(before).model
         model, attack = _planted(training, source, attacker, aside, clean)
         seconds = perf_counter() - started
-        state = getattr(attack, "state", None)
-        if state is not None:
-            with whole_file(self._path(training.digest, "state.safetensors")) as temporary:
-                save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
-        spec = training.spec.to_json()
-        save_weights(model, self._path(training.digest, "safetensors"), description=spec)
+        weights = self._path(training.digest, "safetensors")
+        if isinstance(attack, PreparedAttack):
+            save_trigger(attack, trigger_path(weights))
+        save_weights(model, weights, description=training.spec.to_json())
         machine = {"processor": processor(), "threads": torch.get_num_threads()}
         facts = {**training.content(), "torch": torch.__version__, "machine": machine, "seconds": seconds}
         write_json(self._path(training.digest, "json"), facts)

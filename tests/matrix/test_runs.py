@@ -243,7 +243,7 @@ def test_an_attack_may_need_a_clean_network_first(change, tmp_path):
     assert run_grid(grid, tmp_path).measured == 4
     files = names(tmp_path / "networks")
     assert len([name for name in files if name.endswith(".json")]) == 2  # its own, and the clean one
-    assert len([name for name in files if name.endswith(".state.safetensors")]) == 1
+    assert len([name for name in files if name.endswith(".trigger.safetensors")]) == 1
     facts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "networks").glob("*.json")}
     assert sorted(entry["attack"]["kind"] for entry in facts.values()) == ["made", "none"]
     (record, *_) = read_records(tmp_path)
