@@ -84,6 +84,8 @@ def tables(records: Sequence[Record], by: Sequence[str] = BY) -> list[Table]:
     *row_keys, column_key = by
     rows = _grouped(records, row_keys)
     columns = _grouped(records, [column_key])
+    if column_key == "defense":  # what no defense leaves is what there was before
+        columns = {key: group for key, group in columns.items() if group[0]["defense"]["kind"] != NONE}
     column_names = tuple(_name(group[0], column_key) for group in columns.values())
     asr, loss = [], []
     for group in rows.values():

@@ -40,14 +40,12 @@ def test_markdown_says_how_many_runs_a_number_has():
     assert text.startswith("5 runs; seeds: 0, 1, 2. Each number is the mean of n runs")
     assert "Runs that ended in an error: 1." in text
     lines = text.splitlines()
-    assert "| network | data | attack | clean | before | none | ft |" in lines
-    assert (
-        "| net | digits | badnets | 5 % | 95.0 (90.0 to 100.0, n=2) | 100.0 (n=1) | 25.0 (10.0 to 40.0, n=2) |" in lines
-    )
-    assert "| net | digits | none | 5 % | \u2013 | \u2013 | \u2013 |" in lines
-    assert "| net | digits | blended\\|x | 5 % | \u2013 | \u2013 | 1 failed |" in lines
-    assert "| net | digits | badnets | 5 % | 95.0 (95.0 to 95.0, n=2) | 0.0 (n=1) | 2.0 (-1.0 to 5.0, n=2) |" in lines
-    assert "| net | digits | none | 5 % | 95.0 (n=1) | \u2013 | 1.0 (n=1) |" in lines
+    assert "| network | data | attack | clean | before | ft |" in lines
+    assert "| net | digits | badnets | 5 % | 95.0 (90.0 to 100.0, n=2) | 25.0 (10.0 to 40.0, n=2) |" in lines
+    assert "| net | digits | none | 5 % | \u2013 | \u2013 |" in lines
+    assert "| net | digits | blended\\|x | 5 % | \u2013 | 1 failed |" in lines
+    assert "| net | digits | badnets | 5 % | 95.0 (95.0 to 95.0, n=2) | 2.0 (-1.0 to 5.0, n=2) |" in lines
+    assert "| net | digits | none | 5 % | 95.0 (n=1) | 1.0 (n=1) |" in lines
 
 
 def test_other_groups():
