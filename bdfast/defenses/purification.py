@@ -155,6 +155,7 @@ def _purify(
         options=plain({**asdict(defense), **outcome.chosen, "seed": run.seed}),
         found=plain(outcome.found),
         seconds=perf_counter() - started,
+        updates=run.updates,
         warnings=facts.warnings(),
     )
 

@@ -31,6 +31,7 @@ class PurifyResult:
         options: Every option of the method with the value that was used, chosen ones included.
         found: What else the method found out, by name, such as the target label of a trigger that it inverted.
         seconds: Wall-clock time of the purification.
+        updates: Steps of optimizers that it took, those of probes and of trigger inversion included.
         warnings: What speaks against trusting the result, such as a model at chance on the clean set.
     """
 
@@ -42,6 +43,7 @@ class PurifyResult:
     options: dict[str, Any]
     found: dict[str, Any]
     seconds: float
+    updates: int
     warnings: list[str] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike[str], *, description: str | None = None) -> None:
@@ -63,6 +65,7 @@ class PurifyResult:
                 "options": self.options,
                 "found": self.found,
                 "seconds": self.seconds,
+                "updates": self.updates,
                 "warnings": self.warnings,
                 "neurons_reset": self.neurons_reset,
                 "neurons": 0 if self.scores is None else len(self.scores),

@@ -98,7 +98,7 @@ class Workshop:
             "precision": setup and setup.precision,
             "seconds": {"training": subject.training_seconds, "purifying": seconds},
             "peak_memory_mib": peak_memory_mib(),
-            "updates": plain(getattr(result, "updates", None)),
+            "updates": 0 if result is None else result.updates,
             "before": _figures(subject.before),
             "after": _figures(after),
             "der": after.der,

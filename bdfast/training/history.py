@@ -34,6 +34,7 @@ class Epoch:
         accuracy: On the batches of the epoch, as the steps saw them.
         loss: Mean loss of the epoch.
         seconds: Wall-clock time.
+        updates: Steps of the optimizer.
         held_out: Accuracy on held-out images after the epoch, where it was measured.
     """
 
@@ -42,6 +43,7 @@ class Epoch:
     accuracy: float
     loss: float
     seconds: float
+    updates: int
     held_out: float | None = None
 
 

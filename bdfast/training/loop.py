@@ -41,6 +41,7 @@ class Run:
         progress: Where to show progress.
         checkpoints: Where to store checkpoints; None for nowhere.
         history: One row per finished epoch or probe, in order.
+        updates: Steps of optimizers in all stages so far, those of probes and of trigger inversion included.
     """
 
     seed: int = 0
@@ -50,6 +51,7 @@ class Run:
     progress: Progress = field(default_factory=Silent)
     checkpoints: Checkpoints | None = None
     history: list[Row] = field(default_factory=list)
+    updates: int = 0
 
     def epochs(
         self,
@@ -114,6 +116,7 @@ class Run:
                     weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                     self.checkpoints.save(stage, {**state, **weights, "rows": [asdict(row) for row in rows]})
                 advance(len(rows), f"accuracy {row.accuracy:.1%}")
+        self.updates += sum(row.updates for row in rows)
         if record:
             self.history.extend(rows)
         return _mean(state["recent"])
@@ -135,16 +138,17 @@ class Run:
         loss_sum: Any = 0.0
         hits_sum: Any = 0
         count_sum: Any = 0
-        stopped = False
+        stopped, updates = False, 0
         for batch in batches.shuffled(seed):
             loss, hits, total = step(self.augmented(batch))
             loss_sum = loss_sum + loss.detach() * total
-            hits_sum, count_sum = hits_sum + hits, count_sum + total
+            hits_sum, count_sum, updates = hits_sum + hits, count_sum + total, updates + 1
             recent[:] = [*recent, hits / total][-RECENT:]
             if stopped := stop is not None and len(recent) == RECENT and stop(_mean(recent)):
                 break
         count = int(count_sum)
-        row = Epoch(stage, epoch, float(hits_sum) / count, float(loss_sum) / count, perf_counter() - started)
+        seconds = perf_counter() - started
+        row = Epoch(stage, epoch, float(hits_sum) / count, float(loss_sum) / count, seconds, updates)
         return row, stopped
 
     def augmented(self, batch: Batch) -> Batch:

@@ -30,11 +30,11 @@ def make_scores(widths=WIDTHS, name="layer"):
 
 
 HISTORY = [
-    *(Epoch("unlearn", e, a, 1.0, 2.0) for e, a in enumerate((0.9, 0.5, 0.1), 1)),
+    *(Epoch("unlearn", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.9, 0.5, 0.1), 1)),
     Probe("n", 0.2, 0.87, floor=0.89, chosen=False),
     Probe("n", 0.05, 0.91, floor=0.89, chosen=False),
     Probe("n", 0.1, 0.9, floor=0.89, chosen=True),
-    *(Epoch("fine-tune", e, a, 1.0, 2.0) for e, a in enumerate((0.8, 0.9), 1)),
+    *(Epoch("fine-tune", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.8, 0.9), 1)),
 ]
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
 AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
@@ -47,7 +47,9 @@ def make_result(**changes):
     neurons = torch.zeros(len(scores), dtype=torch.bool)
     neurons[scores.values.topk(97).indices] = True
     options = {"n": None, "max_accuracy_drop": 0.02}
-    return replace(bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, {}, 75.2), **changes)
+    return replace(
+        bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, {}, 75.2, 48), **changes
+    )
 
 
 def make_examples(**changes):
@@ -179,7 +181,7 @@ def test_duration(seconds, text):
             "result": make_result(
                 scores=None,
                 neurons=None,
-                history=[Probe("n", 0.1, float("nan"), 0.5, False), Epoch("fine-tune", 1, 0.5, 1.0, 1.0)],
+                history=[Probe("n", 0.1, float("nan"), 0.5, False), Epoch("fine-tune", 1, 0.5, 1.0, 1.0, 12)],
             ),
         },
         {
@@ -187,7 +189,7 @@ def test_duration(seconds, text):
             "result": make_result(
                 scores=replace(make_scores((4, 3)), values=torch.tensor([0, 0, 0, 0, 0, 0, float("nan")])),
                 neurons=torch.ones(7, dtype=torch.bool),
-                history=[Epoch("unlearn", 1, float("nan"), 1.0, 1.0)],
+                history=[Epoch("unlearn", 1, float("nan"), 1.0, 1.0, 12)],
             ),
         },
     ],
@@ -270,7 +272,7 @@ def test_accuracy_has_a_panel_for_each_stage_that_ran():
 
 
 def test_rounds_of_a_stage_follow_one_another():
-    rounds = [Epoch(f"fine-tune{name}", e, 0.1 * e, 1.0, 1.0) for name in ("", " 2") for e in (1, 2)]
+    rounds = [Epoch(f"fine-tune{name}", e, 0.1 * e, 1.0, 1.0, 12) for name in ("", " 2") for e in (1, 2)]
     assert curves.curve(rounds, "fine-tune") == [(1, 0.1), (2, 0.2), (3, 0.1), (4, 0.2)]
 
 

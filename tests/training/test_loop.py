@@ -58,6 +58,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, kill_after):
     assert [replace(row, seconds=0.0) for row in resumed_run.history] == [
         replace(row, seconds=0.0) for row in undisturbed_run.history
     ]
+    assert undisturbed_run.updates == resumed_run.updates == 6 * 4
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path):
