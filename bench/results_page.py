@@ -186,8 +186,10 @@ def _cases(grid: Sequence[Record], split: str) -> str:
 
 def _errors(grid: Sequence[Record]) -> str:
     failed = [r for r in grid if "error" in r]
-    said = Counter(f"{r['defense']['name']}: {r['error']['type']}: {r['error']['message']}" for r in failed)
-    return "\n".join(f"* {count} times {text}" for text, count in sorted(said.items()))
+    said = Counter((r["defense"]["name"], r["error"]["type"], r["error"]["message"]) for r in failed)
+    return "\n".join(
+        f"* {defense} ({count}): {kind}: {message}" for (defense, kind, message), count in sorted(said.items())
+    )
 
 
 def _defenses(records: Iterable[Record]) -> list[str]:
