@@ -78,7 +78,10 @@ def page(records: Sequence[Record]) -> str:
     networks = {r["network_digest"]: r["seconds"]["training"] for r in grid if "network_digest" in r}
     purifying = sum(r["seconds"]["purifying"] for r in grid if "seconds" in r and r["defense"]["kind"] != "none")
     template = Environment(undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    asked = len({cell.id for path in GRIDS for cell in read_grid(path).cells})
     text = template.render(
+        asked=asked,
+        missing=asked - len(records),
         cases={
             "total": len(cases),
             "clean": sum(record["attack"]["kind"] == "none" for record in cases),
