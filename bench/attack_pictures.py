@@ -27,6 +27,7 @@ from bdfast.attacks.trigger_files import read_trigger
 from bdfast.data.images import to_float, to_uint8
 from bdfast.data.sources import load_source
 from bdfast.matrix.images_by_name import data_facts
+from bench.data_picture import free
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -40,9 +41,10 @@ DATA = ("fashion-mnist", "fashion-on-photos")
 
 
 def bag(data: str) -> torch.Tensor:
-    """The first bag of the test set: it has bright and dark areas."""
+    """The first bag of the test set, in colour one on a photograph under CC BY 4.0 or CC0: bright and dark areas."""
     test = load_source(data).test
-    return test[int((test.labels == BAG).nonzero()[0])][0]
+    shown = free(len(test)) if data == "fashion-on-photos" else torch.ones(len(test), dtype=torch.bool)
+    return test[int((shown & (test.labels == BAG)).nonzero()[0])][0]
 
 
 def photo() -> torch.Tensor:

@@ -18,18 +18,22 @@ FREE = "lomiri-wallpapers-16.04"
 EACH = 6
 
 
+def free(count: int) -> torch.Tensor:
+    """Which of the test images [count] are on a photograph of `FREE`: bool."""
+    behind = [package for package, photos in PACKAGES.items() for _ in photos.test]
+    drawn = below(draws(count, TEST_SEED)["photo"], len(behind))
+    return torch.tensor([behind[number] == FREE for number in drawn])
+
+
 def main() -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     test = fashion_on_photos_source().test
-    behind = [package for package, photos in PACKAGES.items() for _ in photos.test]
-    drawn = below(draws(len(test), TEST_SEED)["photo"], len(behind))
-    free = torch.tensor([behind[number] == FREE for number in drawn])
     names = test.class_names or ()
     figure, axes = pyplot.subplots(EACH, len(names), figsize=(len(names) * 0.84, EACH * 0.84 + 0.3), dpi=100)
     for label, name in enumerate(names):
-        chosen = (free & (test.labels == label)).nonzero().flatten()[:EACH]
+        chosen = (free(len(test)) & (test.labels == label)).nonzero().flatten()[:EACH]
         axes[0, label].set_title(name, fontsize=8)
         for row, index in enumerate(chosen.tolist()):
             axes[row, label].imshow(test.images[index].permute(1, 2, 0), interpolation="nearest")
