@@ -1,0 +1,61 @@
+"""How long a change must be to lead images to each class: short for the target of a backdoor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdfast.inversion.scene import Scene
+from bdfast.inversion.universal import GROWTH, REACHED, START, followed, lead
+
+MARGIN = 1.5
+"""A class counts as suspect whose least length is within this factor of the least of all."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeastLengths:
+    """What the search found for each class.
+
+    Attributes:
+        lengths: [K], root mean square of a pixel's change as a share of the range; infinite where the search ended
+            before images followed, or where there are no images of other classes.
+        changes: [K, C, H, W], of those lengths.
+    """
+
+    lengths: Tensor
+    changes: Tensor
+
+    @property
+    def suspects(self) -> list[int]:
+        """The classes within `MARGIN` of the least length, easiest first; none where that is most of the classes.
+
+        Classes of a clean network lie close to each other: most of them are within the margin then.
+        """
+        order = self.lengths.argsort()
+        near = [int(k) for k in order if self.lengths[k] <= MARGIN * self.lengths[order[0]]]
+        return near if torch.isfinite(self.lengths[order[0]]) and 2 * len(near) <= len(self.lengths) else []
+
+
+def least_lengths(scene: Scene, draws: torch.Generator) -> LeastLengths:
+    """Lengthen one change for each class until the images follow it, and end a margin beyond the first class.
+
+    A backdoor is a short way to its target for all images at once (Wang et al., "Neural Cleanse", S&P 2019). Classes
+    that are reached are left alone from then on, so that only hard ones cost more.
+    """
+    shape, device = scene.images.shape[1:], scene.images.device
+    dtype = torch.promote_types(scene.images.dtype, torch.float32)
+    changes = torch.zeros(scene.classes, *shape, device=device, dtype=dtype)
+    lengths = torch.full((scene.classes,), torch.inf)
+    open_ = torch.arange(scene.classes)
+    length = START
+    while len(open_) and length <= min(1.0, GROWTH * MARGIN * float(lengths.min())):
+        targets = open_.to(device)
+        together = torch.full((len(open_),), length, device=device)
+        changes[targets] = lead(scene, targets, changes[targets], together, draws)
+        rates = followed(scene, targets, changes[targets], scene.drawn(draws)).cpu()
+        lengths[open_[rates >= REACHED]] = length
+        open_ = open_[rates < REACHED]  # neither those that are reached, nor NaN: a class that all images are of
+        length *= GROWTH
+    return LeastLengths(lengths, changes)
