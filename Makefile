@@ -37,7 +37,8 @@ package-test: $(INSTALLED) ## Build the sdist and the wheel, install it elsewher
 	$(BIN)/pytest -n auto tests/packaging --durations=10
 
 docs: $(INSTALLED) ## The documentation, into site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@# With --quiet it would neither show nor count warnings, and --strict would find nothing.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(INSTALLED) ## A wheel in dist/, for this platform where the native kernels are in it
 	$(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps --wheel-dir dist .

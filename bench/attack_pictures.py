@@ -68,13 +68,13 @@ def panels(attack: Attack, image: torch.Tensor) -> list[tuple[str, torch.Tensor]
     ]
 
 
-def found(results: Path, name: str, data: str) -> PreparedAttack:
-    """The attack of this name with the trigger that a run has found for these images."""
+def found(results: Path, name: str, data: str) -> PreparedAttack | None:
+    """The attack of this name with the trigger that a run has found for these images; None where it has not."""
     for path in sorted((results / "networks").glob("*.trigger.safetensors")):
         facts = json.loads(path.with_name(path.name.replace(".trigger.safetensors", ".json")).read_text())
         if facts["attack"]["kind"] == name and facts["data"] == data_facts(data, load_source(data)).digest:
             return read_trigger(METHODS[name](**facts["attack"]["options"]), path)
-    raise SystemExit(f"{name}: no trigger for {data} in {results}")
+    return None
 
 
 def draw(name: str, pairs: list[tuple[Attack, torch.Tensor]]) -> Path:
@@ -114,7 +114,9 @@ def main() -> None:
             attack = METHODS[name]()
             pairs = [(attack, bag("fashion-mnist")), (attack, photo())]
         else:
-            pairs = [(found(asked.results, name, data), bag(data)) for data in DATA]
+            pairs = [(attack, bag(data)) for data in DATA if (attack := found(asked.results, name, data))]
+        if not pairs:
+            raise SystemExit(f"{name}: no trigger in {asked.results}")
         path = draw(name, pairs)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -23,11 +23,12 @@ import tyro
 from jinja2 import Environment, StrictUndefined
 
 from bdfast.files import whole_file
-from bdfast.matrix import read_records
+from bdfast.matrix import read_grid, read_records
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "results" / "matrix.jsonl"
 TEMPLATE = HERE / "results.md.j2"
+GRIDS = (HERE / "grids" / "attacks.yaml", HERE / "grids" / "development.yaml")
 PAGE = HERE.parent / "docs" / "results.md"
 DASH = "\u2013"
 REMOVED, KEPT = 0.1, 0.5
@@ -51,10 +52,17 @@ def main() -> None:
     folder = tyro.cli(Arguments, description=__doc__).folder
     if folder is not None:
         with whole_file(RECORDS) as temporary:
-            temporary.write_text("".join(map(_line, read_records(folder))), encoding="utf-8")
+            temporary.write_text("".join(map(_line, of_the_grids(read_records(folder)))), encoding="utf-8")
     records = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
     with whole_file(PAGE) as temporary:
         temporary.write_text(page(records), encoding="utf-8")
+
+
+def of_the_grids(records: Sequence[Record]) -> list[Record]:
+    """The records of cells that are in the grids, in their order, each with the split that its cell has there."""
+    found = {record["id"]: record for record in records}
+    cells = {cell.id: cell for grid in GRIDS for cell in read_grid(grid).cells}
+    return [{**found[name], "split": cell.split} for name, cell in cells.items() if name in found]
 
 
 def _line(record: Record) -> str:
@@ -66,23 +74,29 @@ def _line(record: Record) -> str:
 def page(records: Sequence[Record]) -> str:
     """The whole page, as Markdown."""
     grid = [record for record in records if record["split"]]
-    cases = Counter(record["split"] for record in grid if record["defense"]["kind"] == "none")
-    clean = sum(r["attack"]["kind"] == "none" for r in grid if r["defense"]["kind"] == "none")
+    cases = {_case(record): record for record in grid}.values()
     networks = {r["network_digest"]: r["seconds"]["training"] for r in grid if "network_digest" in r}
     purifying = sum(r["seconds"]["purifying"] for r in grid if "seconds" in r and r["defense"]["kind"] != "none")
     template = Environment(undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    asked = len({cell.id for path in GRIDS for cell in read_grid(path).cells})
     text = template.render(
-        cases={**cases, "total": sum(cases.values()), "clean": clean},
+        asked=asked,
+        missing=asked - len(records),
+        cases={
+            "total": len(cases),
+            "clean": sum(record["attack"]["kind"] == "none" for record in cases),
+            **{split: sum(record["split"] == split for record in cases) for split in ("tune", "confirm")},
+        },
         seeds=", ".join(sorted({str(record["seed"]) for record in grid})),
         versions="; ".join(sorted({"bdfast {bdfast}, torch {torch}".format(**r["versions"]) for r in records})),
         machines="; ".join(sorted({"{processor}, {threads} thread a worker".format(**r["machine"]) for r in records})),
         networks=len(networks),
         training=round(sum(networks.values()) / 60),
         purifying=round(purifying / 60),
-        removed=f"{REMOVED:.0%}",
-        kept=f"{KEPT:.0%}",
+        removed=f"{100 * REMOVED:g} %",
+        kept=f"{100 * KEPT:g} %",
         lost=round(100 * LOST),
-        chance=f"{CHANCE:.0%}",
+        chance=f"{100 * CHANCE:g} %",
         attacks=_attacks(records),
         summary={split: _summary(grid, split) for split in ("tune", "confirm")},
         every={split: _cases(grid, split) for split in ("tune", "confirm")},
@@ -110,6 +124,10 @@ def _attacks(records: Sequence[Record]) -> str:
 
 def _twin(record: Record) -> str:
     return json.dumps([record["network"], record["data"], record["seed"]], sort_keys=True)
+
+
+def _case(record: Record) -> str:
+    return json.dumps([record[key] for key in ("network", "data", "attack", "clean", "seed")], sort_keys=True)
 
 
 def _attack(record: Record) -> str:
@@ -153,8 +171,7 @@ def _cases(grid: Sequence[Record], split: str) -> str:
     defenses = _defenses(runs)
     rows: dict[str, list[Record]] = {}
     for record in runs:
-        key = json.dumps([record[k] for k in ("network", "data", "attack", "clean", "seed")], sort_keys=True)
-        rows.setdefault(key, []).append(record)
+        rows.setdefault(_case(record), []).append(record)
     lines = []
     for group in rows.values():
         found = {record["defense"]["name"]: record for record in group}
@@ -172,8 +189,10 @@ def _cases(grid: Sequence[Record], split: str) -> str:
 
 def _errors(grid: Sequence[Record]) -> str:
     failed = [r for r in grid if "error" in r]
-    said = Counter(f"{r['defense']['name']}: {r['error']['type']}: {r['error']['message']}" for r in failed)
-    return "\n".join(f"* {count} times {text}" for text, count in sorted(said.items()))
+    said = Counter((r["defense"]["name"], r["error"]["type"], r["error"]["message"]) for r in failed)
+    return "\n".join(
+        f"* {defense} ({count}): {kind}: {message}" for (defense, kind, message), count in sorted(said.items())
+    )
 
 
 def _defenses(records: Iterable[Record]) -> list[str]:

@@ -147,6 +147,7 @@ def test_a_view_of_many_large_images_is_small():
         tracemalloc.stop()
         held = sum(x.untyped_storage().nbytes() for x in vars(view).values() if isinstance(x, torch.Tensor))
         assert len(view.poison_indices) + len(view.cross_indices) >= 5_000
+        print(f"{type(attack).__name__}: {(peak + held) / 1e6:.1f} MB")  # noqa: T201, for pytest -s
         assert peak + held < 50e6
 
 

@@ -40,7 +40,7 @@ def test_run_and_show(tmp_path, capsys):
     )
     assert capsys.readouterr().out == ""
     assert "<table>" in (tmp_path / "out" / "a.html").read_text()
-    assert "| attack | before | none |" in (tmp_path / "out" / "a.md").read_text()
+    assert "| attack | before | ft epochs=1 momentum=0.5 |" in (tmp_path / "out" / "a.md").read_text()
 
 
 def test_cells_that_fail_are_told_at_the_end(tmp_path, capsys, monkeypatch):
