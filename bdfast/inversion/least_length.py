@@ -49,13 +49,17 @@ def least_lengths(scene: Scene, draws: torch.Generator) -> LeastLengths:
     changes = torch.zeros(scene.classes, *shape, device=device, dtype=dtype)
     lengths = torch.full((scene.classes,), torch.inf)
     open_ = torch.arange(scene.classes)
-    length = START
+    length, before = START, torch.zeros(scene.classes)
     while len(open_) and length <= min(1.0, GROWTH * MARGIN * float(lengths.min())):
         targets = open_.to(device)
         together = torch.full((len(open_),), length, device=device)
         changes[targets] = lead(scene, targets, changes[targets], together, draws)
-        rates = followed(scene, targets, changes[targets], scene.drawn(draws)).cpu()
-        lengths[open_[rates >= REACHED]] = length
+        rates = followed(scene, targets, changes[targets], scene.drawn(draws, judge=True)).cpu()
+        there = rates >= REACHED
+        # Between two lengths, by how far the rates are from what is asked.
+        share = (REACHED - before[open_]) / (rates - before[open_])
+        lengths[open_[there]] = (length * GROWTH ** (share.clamp(0, 1) - 1))[there]
+        before[open_] = rates
         open_ = open_[rates < REACHED]  # neither those that are reached, nor NaN: a class that all images are of
         length *= GROWTH
     return LeastLengths(lengths, changes)

@@ -15,11 +15,13 @@ class Scene:
 
     Attributes:
         logits: [B, C, H, W] -> [B, K], float32 or more.
-        images: [N, C, H, W].
+        images: [N, C, H, W], in random order.
         labels: [N].
         classes: K.
         limits: Least and greatest pixel value.
         chunk: Images in one pass.
+        judged: Share of the images that triggers are not fitted on, but judged on: on few images a change that fits
+            them is found for every class.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -28,15 +30,18 @@ class Scene:
     classes: int
     limits: tuple[float, float]
     chunk: int
+    judged: float = 0.4
 
     @property
     def span(self) -> float:
         """What one share of the range is."""
         return self.limits[1] - self.limits[0]
 
-    def drawn(self, draws: torch.Generator) -> Tensor:
-        """All positions [N] in random order."""
-        return torch.randperm(len(self.images), generator=draws).to(self.images.device)
+    def drawn(self, draws: torch.Generator, *, judge: bool = False) -> Tensor:
+        """The positions that triggers are fitted on, or `judge`d on, in random order."""
+        judges = round(self.judged * len(self.images))
+        first, count = (0, judges) if judge else (judges, len(self.images) - judges)
+        return first + torch.randperm(count, generator=draws).to(self.images.device)
 
     def others(self, target: int, order: Tensor, most: int) -> Tensor:
         """The first `most` positions of `order` whose images are of another class."""

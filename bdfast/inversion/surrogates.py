@@ -90,7 +90,7 @@ def find_surrogates(scene: Scene, draws: torch.Generator, *, targets: list[int] 
         least = float(lengths.lengths[target].clamp(max=1.0))
         repeated = torch.tensor([target] * len(FACTORS) * SEEDS, device=scene.images.device)
         reach = torch.tensor([least * factor for factor in FACTORS for _ in range(SEEDS)], device=scene.images.device)
-        start = torch.zeros(len(reach), *scene.images.shape[1:], device=scene.images.device)
+        start = torch.randn(len(reach), *scene.images.shape[1:], generator=draws).to(scene.images.device)
         changes = lead(scene, repeated, start, reach, draws, steps=REFINED)
         names = [f"dense {factor:g}" for factor in FACTORS for _ in range(SEEDS)]
         triggers += [
