@@ -72,9 +72,10 @@ def panels(attack: Attack, image: torch.Tensor) -> list[tuple[str, torch.Tensor]
 
 def found(results: Path, name: str, data: str) -> PreparedAttack | None:
     """The attack of this name with the trigger that a run has found for these images; None where it has not."""
+    digest = data_facts(data, load_source(data)).digest
     for path in sorted((results / "networks").glob("*.trigger.safetensors")):
         facts = json.loads(path.with_name(path.name.replace(".trigger.safetensors", ".json")).read_text())
-        if facts["attack"]["kind"] == name and facts["data"] == data_facts(data, load_source(data)).digest:
+        if facts["attack"]["kind"] == name and facts["data"] == digest:
             return read_trigger(METHODS[name](**facts["attack"]["options"]), path)
     return None
 

@@ -30,10 +30,11 @@ def main() -> None:
     from matplotlib import pyplot
 
     test = fashion_on_photos_source().test
+    allowed = free(len(test))
     names = test.class_names or ()
     figure, axes = pyplot.subplots(EACH, len(names), figsize=(len(names) * 0.84, EACH * 0.84 + 0.3), dpi=100)
     for label, name in enumerate(names):
-        chosen = (free(len(test)) & (test.labels == label)).nonzero().flatten()[:EACH]
+        chosen = (allowed & (test.labels == label)).nonzero().flatten()[:EACH]
         axes[0, label].set_title(name, fontsize=8)
         for row, index in enumerate(chosen.tolist()):
             axes[row, label].imshow(test.images[index].permute(1, 2, 0), interpolation="nearest")

@@ -17,26 +17,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import tyro
 from jinja2 import Environment, StrictUndefined
 
 from bdfast.files import whole_file
 from bdfast.matrix import read_grid, read_records
+from bdfast.matrix.tables import DASH, Record, markdown_table
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "results" / "matrix.jsonl"
 TEMPLATE = HERE / "results.md.j2"
 GRIDS = (HERE / "grids" / "attacks.yaml", HERE / "grids" / "development.yaml")
 PAGE = HERE.parent / "docs" / "results.md"
-DASH = "\u2013"
 REMOVED, KEPT = 0.1, 0.5
 """ASR below which a backdoor counts as removed, and from which it counts as kept."""
 LOST, CHANCE = 0.05, 0.2
 """Loss of ACC above which a network counts as damaged, and the ACC below which nothing is left of it."""
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _attacks(records: Sequence[Record]) -> str:
         figures = [_spread([r["before"][key] for r in group]) for key in ("asr", "acc")]
         lines.append([*names, *figures, _spread(losses), str(len(group))])
     heads = ["network", "data", "attack", "poison rate", "ASR (%)", "ACC (%)", "ACC lost (points)", "seeds"]
-    return _table(heads, lines, numbers=4)
+    return markdown_table(heads, lines, names=4)
 
 
 def _twin(record: Record) -> str:
@@ -163,7 +160,7 @@ def _summary(grid: Sequence[Record], split: str) -> str:
         )
     heads = ["defense", "removed", "kept", "damaged", "of the clean networks, damaged", "median ASR (%)"]
     heads += ["median loss (points)", "greatest loss", "median seconds", "errors"]
-    return _table(heads, lines, numbers=1)
+    return markdown_table(heads, lines, names=1)
 
 
 def _cases(grid: Sequence[Record], split: str) -> str:
@@ -184,7 +181,7 @@ def _cases(grid: Sequence[Record], split: str) -> str:
             [*names, _percent(before["asr"]), _percent(before["acc"]), *(_cell(found.get(d)) for d in defenses)]
         )
     heads = ["network", "data", "attack", "clean", "ASR", "ACC", *defenses]
-    return _table(heads, sorted(lines), numbers=4)
+    return markdown_table(heads, sorted(lines), names=4)
 
 
 def _errors(grid: Sequence[Record]) -> str:
@@ -226,12 +223,6 @@ def _spread(values: Sequence[float]) -> str:
 
 def _percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f}".replace("-0.0", "0.0")
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int) -> str:
-    """Columns from `numbers` on are numbers."""
-    marks = ["---"] * numbers + ["---:"] * (len(heads) - numbers)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
 
 
 if __name__ == "__main__":

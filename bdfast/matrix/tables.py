@@ -64,10 +64,9 @@ class Table:
 
     def markdown(self) -> str:
         """As a table of Markdown."""
-        heads = [*self.heads, *self.columns]
-        lines = [f"### {self.title}", "", _line(heads), _line(["---"] * len(self.heads) + ["---:"] * len(self.columns))]
-        lines += [_line([*names, *map(str, spreads)]) for names, spreads in self.rows]
-        return "\n".join(lines) + "\n"
+        rows = [[*names, *map(str, spreads)] for names, spreads in self.rows]
+        table = markdown_table([*self.heads, *self.columns], rows, names=len(self.heads))
+        return f"### {self.title}\n\n{table}\n"
 
 
 def tables(records: Sequence[Record], by: Sequence[str] = BY) -> list[Table]:
@@ -186,6 +185,12 @@ def _loss(record: Record) -> float | None:
 def _short(value: float) -> str:
     text = f"{value:.1f}"
     return "0.0" if text == "-0.0" else text
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int) -> str:
+    """Rows of texts as Markdown; the first `names` columns are names, the others numbers."""
+    marks = ["---"] * names + ["---:"] * (len(heads) - names)
+    return "\n".join(map(_line, (heads, marks, *rows)))
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from bdfast.attacks import InputAware, LabelConsistent, LowFrequency, PreparedAttack, TrojanNN
 from bdfast.data import ImageTensors
@@ -14,6 +15,25 @@ SMALL = {
     "trojannn": TrojanNN(target=1, steps=60, images=32),
     "input_aware": InputAware(target=1, mask_steps=120, steps=6, width=4),
 }
+
+
+class Items(Dataset):
+    """A plain data set: the slow path of everything that has a fast one for `ImageTensors`."""
+
+    def __init__(self, data: ImageTensors) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        return self.data[index]
+
+
+@pytest.fixture(scope="session")
+def items() -> type[Items]:
+    """Wraps an `ImageTensors` as a plain data set."""
+    return Items
 
 
 def shapes_of(count: int, size: tuple[int, int] = (28, 28), channels: int = 1, seed: int = 0) -> ImageTensors:

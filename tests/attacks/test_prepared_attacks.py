@@ -9,24 +9,10 @@ import torch
 import bdfast
 from bdfast.attacks import METHODS, PreparedAttack
 from bdfast.attacks.trigger_files import read_trigger, save_trigger, trigger_path
-from bdfast.data import ImageTensors
 from bdfast.data.images import to_uint8
 
 NAMES = [name for name, attack in METHODS.items() if issubclass(attack, PreparedAttack)]
 EACH = pytest.mark.parametrize("name", NAMES)
-
-
-class Items(torch.utils.data.Dataset):
-    """A plain data set: the slow path of everything that has a fast one for `ImageTensors`."""
-
-    def __init__(self, data: ImageTensors) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int):
-        return self.data[index]
 
 
 @pytest.fixture
@@ -125,9 +111,9 @@ def test_one_image_and_a_batch_get_the_same_8_bit_trigger(prepared, data, name):
 
 
 @EACH
-def test_poisoned_view_and_tensors_are_the_same_data(prepared, data, name):
+def test_poisoned_view_and_tensors_are_the_same_data(items, prepared, data, name):
     attack = prepared[name]
-    fast, slow = bdfast.poisoned(data, attack, seed=3), bdfast.poisoned(Items(data), attack, seed=3)
+    fast, slow = bdfast.poisoned(data, attack, seed=3), bdfast.poisoned(items(data), attack, seed=3)
     count = round(attack.poison_rate * len(data))
     crossed = count // 2 if name == "input_aware" else 0
     for view in (fast, slow):

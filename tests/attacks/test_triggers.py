@@ -33,17 +33,6 @@ def photos(count: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return smooth.add(noise).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-class Items(torch.utils.data.Dataset):
-    def __init__(self, data: ImageTensors) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int):
-        return self.data[index]
-
-
 @every_attack
 @PROFILE
 @given(shape=SHAPES, count=st.integers(0, 3), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
@@ -100,11 +89,11 @@ MODES = {
 @every_attack
 @PROFILE
 @given(shape=SHAPES.filter(lambda shape: max(shape) < 224), mode=st.sampled_from(list(MODES)), seed=st.integers(0, 9))
-def test_poisoned_views_and_tensors_are_the_same_data(name, shape, mode, seed):
+def test_poisoned_views_and_tensors_are_the_same_data(items, name, shape, mode, seed):
     count = 24
     data = ImageTensors(photos(count, shape, seed), torch.arange(count) % 4)
     attack = METHODS[name](poison_rate=0.125, **MODES[mode])
-    fast, slow = poisoned(data, attack, seed=seed), poisoned(Items(data), attack, seed=seed)
+    fast, slow = poisoned(data, attack, seed=seed), poisoned(items(data), attack, seed=seed)
     poison, cross = fast.poison_indices.tolist(), fast.cross_indices.tolist()
     assert slow.poison_indices.tolist() == poison
     assert slow.cross_indices.tolist() == cross
