@@ -19,7 +19,7 @@ $(BIN)/python:
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv $(VENV); }
 
 $(INSTALLED): $(BIN)/python pyproject.toml setup.py $(NATIVE)
-	$(BIN)/python -m pip install --quiet 'torch>=2.13' torchvision 'setuptools>=77' ninja
+	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision 'setuptools>=77' ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev,docs]'
 	@# pip does not show what the build has left out.
 	@$(BIN)/bdfast doctor
@@ -59,7 +59,7 @@ bench: $(INSTALLED) ## Timings against the published way of doing it
 	$(BIN)/python -m bench
 
 gpu-check: $(BIN)/python ## On a machine with a GPU: build, test and time everything there
-	$(BIN)/python -m pip install --quiet 'torch>=2.13' torchvision 'setuptools>=77' ninja
+	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision 'setuptools>=77' ninja
 	BDFAST_CUDA=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	BDFAST_REQUIRE=gpu,cpu,cuda,triton $(BIN)/pytest -m gpu -rs
 	BDFAST_BENCH_DEVICE=cuda $(BIN)/python -m bench -k "test_op or test_step"

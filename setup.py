@@ -31,8 +31,8 @@ except (ImportError, OSError):
 ROOT = Path(__file__).resolve().parent
 CHOICE = os.environ.get("BDFAST_CUDA") or "auto"
 # Built against the stable ABI of this torch release: one binary runs on it and on every later one.
-TARGET_TORCH = (2, 13)
-TARGET_TORCH_MACRO = "0x020d000000000000"
+TARGET_TORCH = (2, 11)
+TARGET_TORCH_MACRO = "0x020b000000000000"
 
 
 def load(path):
@@ -75,7 +75,7 @@ def torch_problems():
     if torch is None:
         return [needs.Missing("torch (not there when bdfast is built)", "pip install torch torchvision")]
     if torch.__version__ < TARGET_TORCH:
-        return [needs.Missing(f"torch 2.13 or newer (it is {torch.__version__})", "pip install --upgrade torch")]
+        return [needs.Missing(f"torch 2.11 or newer (it is {torch.__version__})", "pip install --upgrade torch")]
     return []
 
 

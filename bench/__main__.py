@@ -19,7 +19,17 @@ from bench.lists import DEVICE
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ROWS = RESULTS / ("gpu.jsonl" if DEVICE == "cuda" else "cpu.jsonl")
-PYTEST = (sys.executable, "-m", "pytest", "-q", "--benchmark-enable", "--benchmark-disable-gc")
+# Not as in the tests: pytest-benchmark warns where pytest-xdist is set up, and a warning of torch is no failed timing.
+PYTEST = (
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "--dist=no",
+    "-Wdefault",
+    "--benchmark-enable",
+    "--benchmark-disable-gc",
+)
 # Copies of more than 4 MB past the caches, which glibc by itself does only for copies as large as the last cache. It
 # is what the memory can do, which is what the others are measured against.
 ENVIRONMENT = {**os.environ, "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=0x400000"}

@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import math
+import os
 import platform
 import re
 import statistics
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bdfast.ops.backends import ENVIRONMENT_VARIABLE, ORDER, backends
 from bench.lists import DEVICE
 
 OURS = "bdfast"
@@ -65,7 +67,14 @@ def environment() -> dict[str, object]:
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "machine": machine(),
+        "backend": backend(),
     }
+
+
+def backend() -> str:
+    """What computes the way called OURS."""
+    usable = (name for name in ORDER[DEVICE] if backends()[name].available)
+    return os.environ.get(ENVIRONMENT_VARIABLE) or next(usable)
 
 
 def machine() -> str:

@@ -28,8 +28,9 @@ _rows: list[Row] = []
 class Compare:
     """One comparison; see `__call__`."""
 
-    def __init__(self, benchmark) -> None:
+    def __init__(self, benchmark, compiling: bool) -> None:
         self.benchmark = benchmark
+        self.compiling = compiling
         self.timing = not benchmark.disabled
         self.used = False
 
@@ -67,6 +68,7 @@ class Compare:
             The rows by way; empty where nothing is timed (without --benchmark-enable).
         """
         compile_seconds = {}
+        compiled = compiled if self.compiling else None
         for name, way in (compiled or {}).items():
             if self.timing:
                 start = time.perf_counter()
@@ -100,12 +102,13 @@ class Compare:
 
 
 @pytest.fixture
-def compare(benchmark) -> Compare:
-    return Compare(benchmark)
+def compare(benchmark, request) -> Compare:
+    return Compare(benchmark, not request.config.getoption("--no-compile"))
 
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--rows", type=Path, help="append what was measured to this file instead of printing it")
+    parser.addoption("--no-compile", action="store_true", help="leave torch.compile out: half a minute a case")
 
 
 def pytest_terminal_summary(config) -> None:

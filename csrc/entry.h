@@ -10,6 +10,11 @@
 #include <memory>
 #include <vector>
 
+// Torch 2.13 and newer know it, and then say what went wrong.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace bdfast {
 
 using torch::headeronly::ScalarType;

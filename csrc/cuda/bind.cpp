@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <dlfcn.h>
+
 #include <cmath>
 #include <optional>
 #include <string>
@@ -16,6 +18,20 @@ namespace {
 using cuda::Device;
 using cuda::Dtype;
 using cuda::HostList;
+
+// torch's stable classes name the stream of a device from 2.13 on; this function is older. It is looked up, as a torch
+// without CUDA does not have it.
+void* current_stream(int32_t device_index) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(get, "this torch does not name its CUDA streams; use another backend: BDFAST_BACKEND=triton");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device_index, &stream));
+  return stream;
+}
 
 // Checked lists, their device, and workspace memory for one op. The workspace returns to torch at the end of the call;
 // torch reuses it on the same stream, so the kernels have finished with it by then.
@@ -45,7 +61,7 @@ class Call {
       for (auto& tensor : tensors_) tensor.data[place] = nullptr;
     }
     device_.index = index_;
-    device_.stream = torch::stable::accelerator::getCurrentStream(index_).nativeHandle();
+    device_.stream = current_stream(index_);
     device_.allocate = [this](size_t bytes) {
       workspace_.push_back(result({static_cast<int64_t>(bytes)}, aoti_torch_dtype_uint8()));
       return workspace_.back().mutable_data_ptr();

@@ -112,15 +112,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm) read_result(const State
 
 void kth_largest_change(const HostList& list, Dtype dtype, const bool* neurons, int64_t q, float* change,
                         const Device& device) {
-  Plan plan = plan_rows(list);
+  Planned plan = resident(list, Split::kRows, device);
   State* state = static_cast<State*>(device.allocate(sizeof(State)));
   clear(state, sizeof(State), device);
-  if (!plan.pieces.empty()) {
-    Table table = resident(plan, device);
+  if (plan.pieces > 0) {
     with_type(dtype, [&](auto type) {
       auto kernel = count_digit<decltype(type)>;
       for (int digit = 0; digit < kDigits; digit++) {
-        BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, neurons, static_cast<Count>(q), digit, state);
+        BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, neurons, static_cast<Count>(q), digit, state);
         check_launch("kth_largest_change");
       }
     });

@@ -52,8 +52,8 @@ struct SgdOptions {
 void sharp_step(const HostList& list, Dtype dtype, const SgdOptions& options, float* squared_distance,
                 const Device& device);
 
-// The packed plan in device memory. Plans are kept, so a repeated call uploads nothing.
-Table resident(const Plan& plan, const Device& device);
+// The plan of a list, with its table in device memory. Both are kept, so a repeated call neither plans nor uploads.
+Planned resident(const HostList& list, Split split, const Device& device);
 
 }  // namespace cuda
 }  // namespace bdfast

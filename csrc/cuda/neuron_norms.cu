@@ -85,10 +85,9 @@ void with_norm(double ord, F f) {
 }  // namespace
 
 void neuron_norms(const HostList& list, Dtype dtype, double ord, float* norms, const Device& device) {
-  Plan plan = plan_rows(list);
+  Planned plan = resident(list, Split::kRows, device);
   if (plan.has_empty_rows) clear(norms, plan.rows * sizeof(float), device);
-  if (plan.pieces.empty()) return;
-  Table table = resident(plan, device);
+  if (plan.pieces == 0) return;
   double* parts = plan.parts ? static_cast<double*>(device.allocate(plan.parts * sizeof(double))) : nullptr;
   bool has_ref = filled(list).data[1] != nullptr;
   with_type(dtype, [&](auto type) {
@@ -96,11 +95,11 @@ void neuron_norms(const HostList& list, Dtype dtype, double ord, float* norms, c
     with_norm(ord, [&](auto norm) {
       using N = decltype(norm);
       auto kernel = has_ref ? norms_of_rows<N, true, E> : norms_of_rows<N, false, E>;
-      BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, norms, parts);
+      BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, norms, parts);
       check_launch("neuron_norms");
-      if (plan.groups.empty()) return;
+      if (plan.groups == 0) return;
       auto combine = norms_of_long_rows<N>;
-      BDFAST_LAUNCH(combine, plan.groups.size(), device.stream, table, parts, norms);
+      BDFAST_LAUNCH(combine, plan.groups, device.stream, plan.table, parts, norms);
       check_launch("neuron_norms");
     });
   });

@@ -99,27 +99,26 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
 
 void perturb(const HostList& list, Dtype dtype, PerturbMode mode, bool per_tensor, double rho, double eps,
              const float* known_norms, float* norms, const Device& device) {
-  Plan plan = plan_flat(list, per_tensor);
-  Table table = resident(plan, device);
+  Planned plan = resident(list, per_tensor ? Split::kFlatPerTensor : Split::kFlat, device);
   with_type(dtype, [&](auto type) {
     using E = decltype(type);
     with_mode(mode, [&](auto constant) {
       constexpr PerturbMode kMode = decltype(constant)::value;
       if (known_norms != nullptr) {
-        copy(norms, known_norms, plan.groups.size() * sizeof(float), device);
+        copy(norms, known_norms, plan.groups * sizeof(float), device);
       } else {
         double* parts = static_cast<double*>(device.allocate(plan.parts * sizeof(double)));
-        if (!plan.pieces.empty()) {
+        if (plan.pieces > 0) {
           auto squares = sum_squares<kMode, E>;
-          BDFAST_LAUNCH(squares, plan.pieces.size(), device.stream, table, parts);
+          BDFAST_LAUNCH(squares, plan.pieces, device.stream, plan.table, parts);
           check_launch("perturb_");
         }
-        BDFAST_LAUNCH(norms_of_groups, plan.groups.size(), device.stream, table, parts, norms);
+        BDFAST_LAUNCH(norms_of_groups, plan.groups, device.stream, plan.table, parts, norms);
         check_launch("perturb_");
       }
-      if (plan.pieces.empty()) return;
+      if (plan.pieces == 0) return;
       auto kernel = step<kMode, E>;
-      BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, norms, per_tensor, rho, eps);
+      BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, norms, per_tensor, rho, eps);
       check_launch("perturb_");
     });
   });

@@ -119,7 +119,14 @@ inline Plan plan_flat(const HostList& list, bool per_tensor) {
   return plan;
 }
 
-// The plan as one block of bytes: entries, pieces, groups. Equal plans have equal bytes.
+// How a list is split.
+enum class Split { kRows, kFlat, kFlatPerTensor };
+
+inline Plan plan_of(const HostList& list, Split split) {
+  return split == Split::kRows ? plan_rows(list) : plan_flat(list, split == Split::kFlatPerTensor);
+}
+
+// The plan as one block of bytes: entries, pieces, groups.
 inline std::vector<char> packed(const Plan& plan) {
   size_t entries = plan.entries.size() * sizeof(Entry), pieces = plan.pieces.size() * sizeof(Piece);
   std::vector<char> bytes(entries + pieces + plan.groups.size() * sizeof(Group));
@@ -138,11 +145,22 @@ struct Table {
   const Group* groups;
 };
 
-inline Table table_at(const char* memory, const Plan& plan) {
+// What the host has to know of a plan whose table is in device memory.
+struct Planned {
+  Table table;
+  size_t pieces;
+  size_t groups;
+  int64_t rows;
+  int32_t parts;
+  bool has_empty_rows;
+};
+
+inline Planned planned_at(const char* memory, const Plan& plan) {
   const char* pieces = memory + plan.entries.size() * sizeof(Entry);
   const char* groups = pieces + plan.pieces.size() * sizeof(Piece);
-  return {reinterpret_cast<const Entry*>(memory), reinterpret_cast<const Piece*>(pieces),
-          reinterpret_cast<const Group*>(groups)};
+  Table table{reinterpret_cast<const Entry*>(memory), reinterpret_cast<const Piece*>(pieces),
+              reinterpret_cast<const Group*>(groups)};
+  return {table, plan.pieces.size(), plan.groups.size(), plan.rows, plan.parts, plan.has_empty_rows};
 }
 
 }  // namespace cuda

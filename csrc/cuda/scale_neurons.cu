@@ -32,12 +32,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm) scale_rows(Table table,
 }  // namespace
 
 void scale_neurons(const HostList& list, Dtype dtype, const float* scale, const Device& device) {
-  Plan plan = plan_rows(list);
-  if (plan.pieces.empty()) return;
-  Table table = resident(plan, device);
+  Planned plan = resident(list, Split::kRows, device);
+  if (plan.pieces == 0) return;
   with_type(dtype, [&](auto type) {
     auto kernel = scale_rows<decltype(type)>;
-    BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, scale);
+    BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, scale);
     check_launch("scale_neurons_");
   });
 }

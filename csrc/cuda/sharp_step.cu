@@ -102,22 +102,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
 
 void sharp_step(const HostList& list, Dtype dtype, const SgdOptions& options, float* squared_distance,
                 const Device& device) {
-  Plan plan = plan_flat(list, false);
-  bool measured = !plan.pieces.empty() && filled(list).data[kReference] != nullptr;
+  Planned plan = resident(list, Split::kFlat, device);
+  bool measured = plan.pieces > 0 && filled(list).data[kReference] != nullptr;
   if (!measured) clear(squared_distance, sizeof(float), device);
-  if (plan.pieces.empty()) return;
-  Table table = resident(plan, device);
+  if (plan.pieces == 0) return;
   double* parts = measured ? static_cast<double*>(device.allocate(plan.parts * sizeof(double))) : nullptr;
   with_type(dtype, [&](auto type) {
     using E = decltype(type);
     with_lists(filled(list), [&](auto lists) {
       auto kernel = step<decltype(lists), E>;
-      BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, options, parts);
+      BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, options, parts);
       check_launch("sharp_step_");
     });
   });
   if (!measured) return;
-  BDFAST_LAUNCH(add_up, 1, device.stream, table, parts, squared_distance);
+  BDFAST_LAUNCH(add_up, 1, device.stream, plan.table, parts, squared_distance);
   check_launch("sharp_step_");
 }
 

@@ -1,6 +1,7 @@
 // Plans in device memory, uploaded once.
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "runtime.cuh"
@@ -14,11 +15,13 @@ constexpr size_t kMostTables = 256;
 
 struct Resident {
   char* memory;
+  Planned planned;
   bool captured;  // a CUDA graph reads it for as long as it lives
 };
 
-// The key holds every address and shape, so reused memory is recognised.
-using Key = std::pair<int, std::vector<char>>;
+// The key holds every address and shape, so reused memory is recognised. The plan follows from it; of a large network
+// it is ten times as long.
+using Key = std::tuple<int, Split, std::vector<char>>;
 using Residents = std::map<Key, Resident>;
 
 // Never destroyed: CUDA may shut down first at the end of the program.
@@ -46,12 +49,14 @@ bool is_capturing(const Device& device) {
 
 }  // namespace
 
-Table resident(const Plan& plan, const Device& device) {
+Planned resident(const HostList& list, Split split, const Device& device) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
   Residents& all = residents();
   bool capturing = is_capturing(device);
-  Key key{device.index, packed(plan)};
+  static_assert(sizeof(HostTensor) == (kMostLists + 2) * 8, "bytes that nobody sets would be part of the key");
+  const char* bytes = reinterpret_cast<const char*>(list.data());
+  Key key{device.index, split, std::vector<char>(bytes, bytes + list.size() * sizeof(HostTensor))};
   auto found = all.find(key);
   if (found == all.end()) {
     if (capturing) {
@@ -62,10 +67,12 @@ Table resident(const Plan& plan, const Device& device) {
     }
     if (all.size() >= kMostTables) drop_all(all);
     cudaStream_t stream = static_cast<cudaStream_t>(device.stream);
-    Resident added{nullptr, false};
-    check(cudaMalloc(reinterpret_cast<void**>(&added.memory), key.second.size()), "cudaMalloc");
-    cudaError_t error =
-        cudaMemcpyAsync(added.memory, key.second.data(), key.second.size(), cudaMemcpyHostToDevice, stream);
+    Plan plan = plan_of(list, split);
+    std::vector<char> table = packed(plan);
+    Resident added{};
+    check(cudaMalloc(reinterpret_cast<void**>(&added.memory), std::max<size_t>(1, table.size())), "cudaMalloc");
+    added.planned = planned_at(added.memory, plan);
+    cudaError_t error = cudaMemcpyAsync(added.memory, table.data(), table.size(), cudaMemcpyHostToDevice, stream);
     // Other streams will read it without synchronising with this one.
     if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
     if (error != cudaSuccess) cudaFree(added.memory);
@@ -73,7 +80,7 @@ Table resident(const Plan& plan, const Device& device) {
     found = all.emplace(std::move(key), added).first;
   }
   found->second.captured = found->second.captured || capturing;
-  return table_at(found->second.memory, plan);
+  return found->second.planned;
 }
 
 }  // namespace cuda

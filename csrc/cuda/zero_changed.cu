@@ -53,14 +53,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
 
 void zero_changed(const HostList& list, Dtype dtype, const bool* neurons, const float* tau, int64_t* count,
                   const Device& device) {
-  Plan plan = plan_rows(list);
+  Planned plan = resident(list, Split::kRows, device);
   clear(count, sizeof(int64_t), device);
-  if (plan.pieces.empty()) return;
-  Table table = resident(plan, device);
+  if (plan.pieces == 0) return;
   auto* counter = reinterpret_cast<unsigned long long*>(count);
   with_type(dtype, [&](auto type) {
     auto kernel = zero_rows<decltype(type)>;
-    BDFAST_LAUNCH(kernel, plan.pieces.size(), device.stream, table, neurons, tau, counter);
+    BDFAST_LAUNCH(kernel, plan.pieces, device.stream, plan.table, neurons, tau, counter);
     check_launch("zero_changed_");
   });
 }

@@ -33,7 +33,7 @@ def missing() -> str | None:
 def compile_with_emulator(program: Path, output: Path, *flags: str, tsan: bool = False, kernels: bool = True) -> None:
     """Compile a file of this folder, the kernels and the emulator, which itself never has the sanitizers of `flags`."""
     include = [f"-I{path}" for path in include_paths()]
-    common = ["g++", "-std=c++17", "-g1", "-w", "-fPIC", "-O2", "-DTORCH_TARGET_VERSION=0x020d000000000000", *include]
+    common = ["g++", "-std=c++17", "-g1", "-w", "-fPIC", "-O2", "-DTORCH_TARGET_VERSION=0x020b000000000000", *include]
     sources = [program, *(sorted((CSRC / "cuda").glob("*.cu")) if kernels else [])]
     objects = [output.with_name(f"{output.name}-{source.stem}.o") for source in (HERE / "emulator.cpp", *sources)]
     commands: list[list[object]] = [[*common, *(["-DBDFAST_TSAN"] if tsan else []), "-c", HERE / "emulator.cpp"]]

@@ -75,7 +75,7 @@ def build(tmp_path_factory):
     def built(kernel: str, call: str) -> Path:
         if (kernel, call) not in programs:
             program = folder / f"{kernel}-{len(programs)}"
-            command = ["g++", "-std=c++17", "-O3", "-fopenmp-simd", "-w", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+            command = ["g++", "-std=c++17", "-O3", "-fopenmp-simd", "-w", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
             command += [f"-I{path}" for path in include_paths()]
             command += [f'-DKERNEL="{ROOT / "csrc" / "cpu" / kernel}.cpp"', f"-DCALL={call}", "-o", program, DRIVER]
             # Nothing of torch is called, so nothing of it needs to be there.

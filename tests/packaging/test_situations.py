@@ -221,7 +221,7 @@ def test_nvcc_that_is_older_than_sm_100(build, tree, stand_ins):
 
 
 def test_torch_without_cuda_needs_no_version_of_nvcc(build, tree, stand_ins):
-    """One binary serves every torch from 2.13 on, so the CUDA half is built all the same."""
+    """One binary serves every torch from 2.11 on, so the CUDA half is built all the same."""
     home, torch = stand_ins.toolkit("13.9"), stand_ins.torch(cuda=None)
     built = build(tree, CXX=stand_ins.compiler(), CUDA_HOME=home, PYTHONPATH=torch, BDFAST_CUDA="auto")
     assert built.returncode == 0, built.output[-4000:]
