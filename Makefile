@@ -62,6 +62,7 @@ gpu-check: $(BIN)/python ## On a machine with a GPU: build, test and time everyt
 	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision 'setuptools>=77' ninja
 	BDFAST_CUDA=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	BDFAST_REQUIRE=gpu,cpu,cuda,triton $(BIN)/pytest -m gpu -rs
+	BDFAST_BENCH_DEVICE=cuda $(BIN)/python -m bench.gpu_times
 	BDFAST_BENCH_DEVICE=cuda $(BIN)/python -m bench -k "test_op or test_step"
 	BDFAST_BENCH_DEVICE=cuda BDFAST_BACKEND=triton $(BIN)/python -m bench -k "test_op or test_step"
 

@@ -1,9 +1,8 @@
 // The ops for CUDA tensors: makes the checks that all kernels share and calls the launchers. Needs no CUDA headers, and
 // is the only file here that uses torch.
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-
-#include <dlfcn.h>
 
 #include <cmath>
 #include <optional>
