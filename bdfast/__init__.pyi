@@ -27,6 +27,8 @@ from .defenses import PAMDefense as PAMDefense
 from .defenses import PurifyResult as PurifyResult
 from .defenses import SAMDefense as SAMDefense
 from .defenses import TSBDDefense as TSBDDefense
+from .defenses import UAUDefense as UAUDefense
+from .defenses import Verdict as Verdict
 from .defenses.purification import purify as purify
 from .evaluation import Evaluator as Evaluator
 from .evaluation import Metrics as Metrics

@@ -113,6 +113,12 @@ class Batches:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self._part(order[:count].sort().values), self._part(order[count:].sort().values)
 
+    def in_batches_of(self, size: int) -> Batches:
+        """The same data in other batches."""
+        same = copy.copy(self)
+        same.batch_size = size
+        return same
+
     def unshuffled(self) -> Batches:
         """The same data, which `shuffled` leaves in its order."""
         same = copy.copy(self)

@@ -7,6 +7,8 @@ from bdfast.defenses.pam import PAMDefense
 from bdfast.defenses.result import PurifyResult
 from bdfast.defenses.sam import SAMDefense
 from bdfast.defenses.tsbd import TSBDDefense
+from bdfast.defenses.uau import UAUDefense
+from bdfast.defenses.verdict import Verdict
 
 METHODS: dict[str, type[Defense]] = {
     "tsbd": TSBDDefense,
@@ -14,6 +16,7 @@ METHODS: dict[str, type[Defense]] = {
     "pam": PAMDefense,
     "ft": FTDefense,
     "sam": SAMDefense,
+    "uau": UAUDefense,
 }
 
 __all__ = [
@@ -26,4 +29,6 @@ __all__ = [
     "PurifyResult",
     "SAMDefense",
     "TSBDDefense",
+    "UAUDefense",
+    "Verdict",
 ]

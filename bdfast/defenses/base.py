@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bdfast.data.batches import Batches
+from bdfast.defenses.verdict import Verdict
 from bdfast.neurons import NeuronScores
 from bdfast.training import Run
 
@@ -23,12 +24,14 @@ class Outcome:
         neurons: [R] bool, the neurons that it reset; left out, none.
         chosen: Options that the method chose itself, by name.
         found: What else it found out, such as the target label; must be valid JSON.
+        verdict: Whether the backdoor is gone, where the method can tell.
     """
 
     scores: NeuronScores | None = None
     neurons: torch.Tensor | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def _purify(
         seconds=perf_counter() - started,
         updates=run.updates,
         warnings=facts.warnings(),
+        verdict=outcome.verdict,
     )
 
 

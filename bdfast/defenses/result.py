@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bdfast.defenses.verdict import Verdict
 from bdfast.files import write_json
 from bdfast.io import save_weights
 from bdfast.neurons import NeuronScores
@@ -33,6 +34,7 @@ class PurifyResult:
         seconds: Wall-clock time of the purification.
         updates: Steps of optimizers that it took, those of probes and of trigger inversion included.
         warnings: What speaks against trusting the result, such as a model at chance on the clean set.
+        verdict: Whether the backdoor is gone, as far as clean images tell; None where the method cannot tell.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class PurifyResult:
     seconds: float
     updates: int
     warnings: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
 
     def save(self, folder: str | os.PathLike[str], *, description: str | None = None) -> None:
         """Write `model.safetensors`, `scores.csv` and `result.json` into `folder`, each whole or not at all.
@@ -67,6 +70,7 @@ class PurifyResult:
                 "seconds": self.seconds,
                 "updates": self.updates,
                 "warnings": self.warnings,
+                "verdict": None if self.verdict is None else self.verdict.as_json(),
                 "neurons_reset": self.neurons_reset,
                 "neurons": 0 if self.scores is None else len(self.scores),
                 "history": as_json(self.history),

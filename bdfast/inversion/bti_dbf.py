@@ -17,6 +17,7 @@ from bdfast.inversion.benign_mask import BenignMask, learn_mask
 from bdfast.inversion.features import Features
 from bdfast.inversion.generator import Generator
 from bdfast.inversion.pretraining import pretrain
+from bdfast.inversion.scene import gathered
 from bdfast.inversion.target_histogram import most_frequent_class
 from bdfast.inversion.target_scan import easiest_class
 from bdfast.ops.finite import check_finite_gradients
@@ -128,7 +129,7 @@ class BTIDBF:
             stage: Name in progress and checkpoints.
             start: An earlier inversion, from which the generator goes on and whose target label holds.
         """
-        images, labels, limits = _images(clean)
+        images, labels, limits = gathered(clean, SCANNED)
         batch = next(clean.ordered())
         draws = torch.Generator().manual_seed(derived_seed(run.seed, stage))
         network = copy_of(model) if self.compat else model
@@ -264,22 +265,3 @@ def invert_trigger(
         for warning in inspect(model, batches, run.forward).warnings():
             warnings.warn(warning, stacklevel=2)
         return (options or BTIDBF()).run(model, batches, run)
-
-
-def _images(clean: Batches) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Up to `SCANNED` images with labels, and their least and greatest value."""
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in clean.ordered():
-        pair = batch[:2] if isinstance(batch, tuple | list) else ()
-        if len(pair) != 2 or not isinstance(pair[0], Tensor) or pair[0].ndim != 4:
-            raise ValueError(
-                f"{clean.name}: expected batches of (images [B, C, H, W], labels), got {type(batch).__name__}; trigger "
-                "inversion changes pixels, so give images by themselves."
-            )
-        images.append(pair[0])
-        labels.append(pair[1])
-        if sum(map(len, images)) >= SCANNED:
-            break
-    together = torch.cat(images)
-    return together, torch.cat(labels), (float(together.min()), float(together.max()))

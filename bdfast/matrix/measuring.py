@@ -103,7 +103,7 @@ class Workshop:
             "after": _figures(after),
             "der": after.der,
             "rir": after.rir,
-            "verdict": plain(getattr(result, "verdict", None)),
+            "verdict": None if result is None or result.verdict is None else result.verdict.as_json(),
             "options": {} if result is None else plain(result.options),
             "found": {} if result is None else plain(result.found),
             "warnings": [] if result is None else list(result.warnings),

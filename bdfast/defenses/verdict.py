@@ -1,0 +1,59 @@
+"""What a purification says of its own success, from clean images alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+REMOVED, REDUCED = 0.05, 0.5
+"""Residuals up to which a backdoor counts as removed, and below which it counts as reduced."""
+
+Status = Literal["removed", "reduced", "not removed", "nothing found"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the backdoor is gone, as far as surrogate triggers tell.
+
+    Surrogates are triggers that were guessed from the given model and clean images. The residual is how often they
+    still lead held-out clean images to their class, less how often those go there by themselves. "nothing found" does
+    not mean that there is no backdoor: triggers that leave the labels alone, those with a target for each class, and
+    some that are no change of fixed pixels leave no class that stands out.
+
+    Attributes:
+        targets: Suspected target labels, the most suspicious first.
+        residual_before: Of the given model, in [0, 1]; 0 where nothing was found.
+        residual_after: Of the purified model.
+        accuracy_before: Of the given model on the held-out images.
+        accuracy_after: Of the purified one.
+        held_out: How many held-out images there are.
+    """
+
+    targets: tuple[int, ...]
+    residual_before: float
+    residual_after: float
+    accuracy_before: float
+    accuracy_after: float
+    held_out: int
+
+    @property
+    def status(self) -> Status:
+        """In one phrase."""
+        if not self.targets:
+            return "nothing found"
+        if self.residual_after <= REMOVED:
+            return "removed"
+        return "reduced" if self.residual_after < REDUCED else "not removed"
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file: the status, and every field."""
+        return {"status": self.status, **asdict(self)}
+
+    def __str__(self) -> str:
+        """In one line."""
+        accuracy = f"held-out accuracy {self.accuracy_before:.1%} -> {self.accuracy_after:.1%}"
+        if not self.targets:
+            return f"nothing found: no class is easier to reach than all others; {accuracy}"
+        targets = ", ".join(map(str, self.targets))
+        residual = f"residual {self.residual_before:.2f} -> {self.residual_after:.2f}"
+        return f"{self.status}: target label {targets}, {residual}, {accuracy}"

@@ -1,0 +1,79 @@
+"""How long a change must be to lead images to each class: short for the target of a backdoor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdfast.inversion.scene import Scene
+from bdfast.inversion.universal import GROWTH, REACHED, START, followed, lead
+
+GAP = 1.25
+"""The least lengths of suspects are shorter than all others by this factor.
+
+Of the tuning cases of bench/grids/development.yaml, networks with one target had at least 1.28, clean ones at most 1.16
+between any two classes in order.
+"""
+
+MOST_SUSPECTS = 3
+"""Most target labels at once; and no more than a quarter of the classes."""
+
+BEYOND = 1.5
+"""The search goes on to lengths this much beyond the first class."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeastLengths:
+    """What the search found for each class.
+
+    Attributes:
+        lengths: [K], root mean square of a pixel's change as a share of the range; infinite where the search ended
+            before images followed, or where there are no images of other classes.
+        changes: [K, C, H, W], of those lengths.
+    """
+
+    lengths: Tensor
+    changes: Tensor
+
+    @property
+    def suspects(self) -> list[int]:
+        """The classes that are easier to reach than all others by `GAP`, easiest first; none in most clean networks.
+
+        Triggers that leave the labels alone, those that have a target for each class, and some that are no change of
+        fixed pixels do not show here.
+        """
+        order = self.lengths.argsort()
+        ordered = self.lengths[order]
+        for count in range(1, max(1, min(MOST_SUSPECTS, len(ordered) // 4)) + 1):
+            if count < len(ordered) and ordered[count - 1].isfinite() and ordered[count] >= GAP * ordered[count - 1]:
+                return order[:count].tolist()
+        return []
+
+
+def least_lengths(scene: Scene, draws: torch.Generator) -> LeastLengths:
+    """Lengthen one change for each class until the images follow it, and end a margin beyond the first class.
+
+    A backdoor is a short way to its target for all images at once (Wang et al., "Neural Cleanse", S&P 2019). Classes
+    that are reached are left alone from then on, so that only hard ones cost more.
+    """
+    shape, device = scene.images.shape[1:], scene.images.device
+    dtype = torch.promote_types(scene.images.dtype, torch.float32)
+    changes = torch.zeros(scene.classes, *shape, device=device, dtype=dtype)
+    lengths = torch.full((scene.classes,), torch.inf)
+    open_ = torch.arange(scene.classes)
+    length, before = START, torch.zeros(scene.classes)
+    while len(open_) and length <= min(1.0, GROWTH * BEYOND * float(lengths.min())):
+        targets = open_.to(device)
+        together = torch.full((len(open_),), length, device=device)
+        changes[targets] = lead(scene, targets, changes[targets], together, draws)
+        rates = followed(scene, targets, changes[targets], scene.drawn(draws, judge=True)).cpu()
+        there = rates >= REACHED
+        # Between two lengths, by how far the rates are from what is asked.
+        share = (REACHED - before[open_]) / (rates - before[open_])
+        lengths[open_[there]] = (length * GROWTH ** (share.clamp(0, 1) - 1))[there]
+        before[open_] = rates
+        open_ = open_[rates < REACHED]  # neither those that are reached, nor NaN: a class that all images are of
+        length *= GROWTH
+    return LeastLengths(lengths, changes)

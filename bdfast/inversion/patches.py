@@ -1,0 +1,47 @@
+"""A small patch that leads images to a class: a mask and a pattern."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdfast.inversion.scene import Scene
+
+STEPS = 120
+LR = 0.1
+PER_STEP = 64
+COVERED = -2.0
+"""Logit of the mask in the beginning."""
+
+
+def fit_patch(scene: Scene, target: int, weight: float, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Wang et al., "Neural Cleanse" (S&P 2019): x' = (1 - m) x + m p, with as little of the mask m as possible.
+
+    Args:
+        scene: Network and images.
+        target: The class.
+        weight: Of the mean of the mask, beside the cross-entropy.
+        draws: Draws the images and the start.
+
+    Returns:
+        The mask [1, H, W] in [0, 1] and the pattern [C, H, W] within the limits.
+    """
+    shape = scene.images.shape[1:]
+    mask = torch.full((1, *shape[1:]), COVERED, device=scene.images.device).requires_grad_()
+    pattern = torch.randn(shape, generator=draws).to(scene.images.device).requires_grad_()
+    optimizer = torch.optim.Adam([mask, pattern], lr=LR)
+    for _ in range(STEPS):
+        drawn = scene.others(target, scene.drawn(draws), PER_STEP)
+        optimizer.zero_grad()
+        cover, paint = _drawn(mask, pattern, scene.limits)
+        answers = scene.logits(scene.images[drawn].lerp(paint.expand(len(drawn), *shape), cover))
+        loss = F.cross_entropy(answers, torch.full((len(drawn),), target, device=drawn.device)) + weight * cover.mean()
+        loss.backward()
+        optimizer.step()
+    cover, paint = _drawn(mask.detach(), pattern.detach(), scene.limits)
+    return cover, paint
+
+
+def _drawn(mask: Tensor, pattern: Tensor, limits: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(mask), limits[0] + torch.sigmoid(pattern) * (limits[1] - limits[0])

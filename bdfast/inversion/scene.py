@@ -1,0 +1,120 @@
+"""A network with clean images in front of it: what every search for a trigger works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdfast.data.batches import Batches
+from bdfast.task import at_least_float32
+from bdfast.training import Run
+from bdfast.training.modes import preserved_modes
+
+MOST_IMAGES = 1000
+"""Most images of a scene."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A network, and clean images with their labels.
+
+    Attributes:
+        logits: [B, C, H, W] -> [B, K], float32 or more.
+        images: [N, C, H, W], in random order.
+        labels: [N].
+        classes: K.
+        limits: Least and greatest pixel value.
+        chunk: Images in one pass.
+        judged: Share of the images that triggers are not fitted on, but judged on: on few images a change that fits
+            them is found for every class.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    images: Tensor
+    labels: Tensor
+    classes: int
+    limits: tuple[float, float]
+    chunk: int
+    judged: float = 0.4
+
+    @property
+    def span(self) -> float:
+        """What one share of the range is."""
+        return self.limits[1] - self.limits[0]
+
+    def drawn(self, draws: torch.Generator, *, judge: bool = False) -> Tensor:
+        """The positions that triggers are fitted on, or `judge`d on, in random order."""
+        judges = round(self.judged * len(self.images))
+        first, count = (0, judges) if judge else (judges, len(self.images) - judges)
+        return first + torch.randperm(count, generator=draws).to(self.images.device)
+
+    def others(self, target: int, order: Tensor, most: int) -> Tensor:
+        """The first `most` positions of `order` whose images are of another class."""
+        return order[self.labels[order] != target][:most]
+
+    @torch.no_grad()
+    def answers(self, change: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+        """Logits [M, K] for the images at `positions` [M], changed."""
+        parts = [self.logits(change(self.images[part])) for part in positions.split(self.chunk)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.classes, device=self.images.device)
+
+
+@contextmanager
+def scene_of(network: nn.Module, clean: Batches, run: Run) -> Iterator[Scene]:
+    """Inside, the network is in eval mode, its parameters need no gradient, and no pass leaves a trace in it.
+
+    Args:
+        network: The suspect network.
+        clean: Batches of (images [B, C, H, W], labels); the first `MOST_IMAGES` are used.
+        run: Seed, precision and `forward`.
+
+    Raises:
+        ValueError: The batches are something else.
+    """
+    images, labels, limits = gathered(clean, MOST_IMAGES)
+    mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(run.seed)).to(images.device)
+
+    def logits(x: Tensor) -> Tensor:
+        with run.autocast(clean.device):
+            passed = run.forward(network, (x, labels[:1].expand(len(x))))
+        return at_least_float32(passed[0])
+
+    with preserved_modes(network):
+        network.eval().requires_grad_(False)
+        with torch.no_grad():
+            classes = logits(images[:1]).shape[1]
+        yield Scene(logits, images[mixed], labels[mixed], classes, limits, clean.batch_size)
+
+
+def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """The images [N, C, H, W] and labels [N] of the first batches that hold `most`, and least and greatest value.
+
+    Raises:
+        ValueError: The batches are not (images, labels, ...).
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in clean.ordered():
+        pair = batch[:2] if isinstance(batch, tuple | list) else ()
+        if len(pair) != 2 or not isinstance(pair[0], Tensor) or pair[0].ndim != 4:
+            raise ValueError(
+                f"{clean.name}: expected batches of (images [B, C, H, W], labels), got {type(batch).__name__}; trigger "
+                "inversion changes pixels, so give images by themselves."
+            )
+        images.append(pair[0])
+        labels.append(pair[1])
+        if sum(map(len, images)) >= most:
+            break
+    together = torch.cat(images)
+    return together, torch.cat(labels), (float(together.min()), float(together.max()))
+
+
+def pieces(count: int, each: int, chunk: int) -> Iterator[slice]:
+    """Ranges over `count` things that take `each` images, so that a pass has about `chunk` of them."""
+    together = max(1, chunk // each)
+    for first in range(0, count, together):
+        yield slice(first, min(first + together, count))

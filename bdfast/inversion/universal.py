@@ -1,0 +1,94 @@
+"""One change for all images: the search for the shortest that leads them to a class."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdfast.inversion.scene import Scene, pieces
+
+START = 0.03
+"""First length: root mean square of a pixel's change, as a share of the range."""
+
+GROWTH = 1.25
+"""Factor between lengths."""
+
+STEPS = 8
+"""Steps of the search at each length."""
+
+REACHED = 0.9
+"""Share of the images that have to follow."""
+
+PER_STEP = 40
+"""Images in a step, for each change."""
+
+JUDGED = 120
+"""Images on which a change is measured."""
+
+PACE = 0.3
+"""First step at a length, as a share of it; the steps fall to zero."""
+
+TINY = 1e-20
+
+
+def lead(
+    scene: Scene, targets: Tensor, changes: Tensor, lengths: Tensor, draws: torch.Generator, *, steps: int = STEPS
+) -> Tensor:
+    """Move changes [T, C, H, W] so that images follow them to `targets` [T]; none gets longer than `lengths` [T].
+
+    Normalised steps of gradient descent in an L2 ball (Moosavi-Dezfooli et al., "Universal adversarial perturbations",
+    CVPR 2017).
+
+    Args:
+        scene: Network and images.
+        targets: [T].
+        changes: Where to start.
+        lengths: [T], root mean square of a pixel's change, as a share of the range.
+        draws: Draws the images.
+        steps: How many.
+    """
+    radius = (lengths * scene.span * changes[0].numel() ** 0.5).view(-1, 1, 1, 1).to(changes)
+    for step in range(steps):
+        drawn = scene.drawn(draws)[:PER_STEP]
+        parts = pieces(len(changes), PER_STEP, scene.chunk)
+        gradient = torch.cat([_gradient(scene, targets[part], changes[part], drawn) for part in parts])
+        changes = changes - PACE * (1 - step / steps) * radius * gradient / _norms(gradient).clamp_min(TINY)
+        changes = changes * (radius / _norms(changes).clamp_min(TINY)).clamp(max=1)
+    return changes
+
+
+def followed(scene: Scene, targets: Tensor, changes: Tensor, order: Tensor) -> Tensor:
+    """The share [T] of images of other classes that a change leads to its target; NaN where there are none.
+
+    Args:
+        scene: Network and images.
+        targets: [T].
+        changes: [T, C, H, W].
+        order: Positions of the images, of which the first `JUDGED` count.
+    """
+    rates = []
+    for target, change in zip(targets.tolist(), changes, strict=True):
+        positions = scene.others(target, order, JUDGED)
+        answers = scene.answers(functools.partial(_changed, change=change, limits=scene.limits), positions)
+        rates.append((answers.argmax(1) == target).float().mean())
+    return torch.stack(rates)
+
+
+def _changed(images: Tensor, change: Tensor, limits: tuple[float, float]) -> Tensor:
+    return (images + change).clamp(*limits)
+
+
+def _gradient(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> Tensor:
+    changes = changes.detach().requires_grad_()
+    x = (scene.images[drawn] + changes[:, None]).clamp(*scene.limits).flatten(0, 1)
+    wanted = targets.repeat_interleave(len(drawn))
+    losses = F.cross_entropy(scene.logits(x), wanted, reduction="none")
+    # Skip images that already belong to the class.
+    return torch.autograd.grad(losses[scene.labels[drawn].repeat(len(changes)) != wanted].sum(), changes)[0]
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
