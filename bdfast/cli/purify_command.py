@@ -104,6 +104,7 @@ def _purify(command: Purify, method: Defense) -> None:
     page = report.write(command.output, title="Purification", before=None, after=None, result=result, facts=facts)
     summary = {
         "method": result.method,
+        **({} if result.verdict is None else {"verdict": str(result.verdict)}),
         "neurons_reset": result.neurons_reset,
         "neurons": 0 if result.scores is None else len(result.scores),
         **({"target": result.found["target"]} if "target" in result.found else {}),

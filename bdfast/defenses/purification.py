@@ -37,6 +37,9 @@ from bdfast.training.seeds import seeded
 
 AUGMENTATION = Augmentation()
 
+DAMAGED = 0.05
+"""A loss of accuracy on the clean set, as a fraction, above which a purification warns."""
+
 
 def purify(
     model: nn.Module,
@@ -84,8 +87,8 @@ def purify(
         The purified model with scores, history and the options that were used.
 
     Warns:
-        UserWarning: The model is no better than chance on `clean`, or `clean` has one class or less than one sample per
-            class. `PurifyResult.warnings` holds the same.
+        UserWarning: The model is no better than chance on `clean`, `clean` has one class or less than one sample per
+            class, or purification has cost more than 5 points of accuracy. `PurifyResult.warnings` holds the same.
 
     Raises:
         ValueError: An argument is wrong; the message says which, what was expected, what came and what to do. Nothing
@@ -144,6 +147,10 @@ def _purify(
         raise
     for parameter in target.parameters():
         parameter.grad = None
+    lost = facts.accuracy - run.accuracy(target, batches)
+    damage = _damage(facts, lost)
+    for warning in damage:
+        warnings.warn(warning, stacklevel=3)
     scores, neurons = _scores(outcome, index, target, before or model)
     return PurifyResult(
         model=target,
@@ -156,7 +163,7 @@ def _purify(
         found=plain(outcome.found),
         seconds=perf_counter() - started,
         updates=run.updates,
-        warnings=facts.warnings(),
+        warnings=[*facts.warnings(), *damage],
         verdict=outcome.verdict,
     )
 
@@ -194,6 +201,20 @@ def _check_repeatable(batches: Batches, facts: CleanSet, seed: int) -> None:
             "apart by them, got others; take random changes out of the data set and pass them as augment=, or leave "
             "workdir= out."
         )
+
+
+def _damage(facts: CleanSet, lost: float) -> list[str]:
+    """What to say of the accuracy that the purification cost, if it is too much.
+
+    On images that the method trained on, accuracy flatters: a network that has lost it there has lost it everywhere.
+    """
+    if lost <= DAMAGED or facts.is_chance:
+        return []
+    return [
+        f"model: expected to keep its accuracy on {facts.name} ({facts.accuracy:.1%}), got {facts.accuracy - lost:.1%} "
+        "after purification: the network is damaged, and the model that was handed in may be of more use. Lower the "
+        "learning rate (lr) or the strength, or take another method."
+    ]
 
 
 def _index(model: nn.Module) -> NeuronIndex | None:

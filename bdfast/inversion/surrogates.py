@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import mean
 from typing import Literal
 
 import torch
@@ -20,8 +21,12 @@ FACTORS = (1.0, 1.5)
 SEEDS = 2
 """Dense changes of each length."""
 
-AREA_WEIGHTS = (3.0, 30.0)
-"""Weights of the area of the patches."""
+AREA_WEIGHTS = (100.0, 300.0)
+"""Weights of the area of the patches: so large that patches cover about a hundredth of the image.
+
+Larger ones lead to a class in clean networks too: on two tuning networks, patches over 4 to 10 % of the image still led
+88 to 96 % of the images to the target label where the ASR was 0.9 %, and those over 1 % of it 0 to 1 %.
+"""
 
 REFINED = 24
 """Steps in which a dense change is fitted to its length."""
@@ -84,8 +89,15 @@ class Surrogates:
         return found
 
     def residual(self, scene: Scene) -> float:
-        """The largest of `rates`; 0 without triggers."""
-        return max((rate for rate in self.rates(scene) if rate == rate), default=0.0)
+        """The largest of `rates` among kinds of triggers, each the mean over its seeds; 0 without triggers.
+
+        Single changes, the longer ones above all, may lead to a class by what belongs to it in clean networks too.
+        """
+        kinds: dict[tuple[int, str], list[float]] = {}
+        for trigger, rate in zip(self.triggers, self.rates(scene), strict=True):
+            if rate == rate:  # not NaN
+                kinds.setdefault((trigger.target, trigger.label), []).append(rate)
+        return max(map(mean, kinds.values()), default=0.0)
 
 
 def find_surrogates(scene: Scene, draws: torch.Generator, *, targets: list[int] | None = None) -> Surrogates:

@@ -70,6 +70,8 @@ def render(
         "version": __version__,
         "title": title,
         "headline": headline(before, after),
+        "verdict": None if result.verdict is None else str(result.verdict),
+        "warnings": result.warnings,
         "tiles": _tiles(before, after, result),
         "rows": _metric_rows(before, after),
         "pictures": {name: _picture(draw) for name, draw in drawings.items()},

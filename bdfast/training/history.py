@@ -57,6 +57,7 @@ class Probe:
         accuracy: Held-out clean accuracy that it left.
         floor: The least accuracy that the rule accepts.
         chosen: Whether the rule took this value.
+        residual: What it left of the surrogate triggers' effect, where that was measured.
     """
 
     option: str
@@ -64,6 +65,7 @@ class Probe:
     accuracy: float
     floor: float
     chosen: bool
+    residual: float | None = None
 
     @property
     def kept(self) -> bool:

@@ -94,3 +94,11 @@ def test_instance_norm_obeys_the_policy(clean):
     before = model[0].running_mean.clone()
     result = bdfast.purify(model, clean, method="ft", bn="frozen", **QUICK)
     assert torch.equal(result.model[0].running_mean, before)
+
+
+def test_a_network_that_was_damaged_is_told(trained, clean):
+    with pytest.warns(UserWarning, match=r"model: expected to keep its accuracy on clean \(9\d.\d%\), got "):
+        result = bdfast.purify(trained, clean, method="ft", lr=30.0, **QUICK)
+    (warning,) = result.warnings
+    assert "the network is damaged" in warning
+    assert bdfast.purify(trained, clean, method="ft", lr=1e-4, **QUICK).warnings == []

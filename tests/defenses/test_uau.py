@@ -1,0 +1,96 @@
+"""UAU removes a backdoor, says so, and leaves a network alone that it cannot improve."""
+
+import json
+
+import pytest
+import torch
+
+import bdfast
+from bdfast.defenses import UAUDefense
+from bdfast.defenses.verdict import Verdict
+from bdfast.training import Epoch, Probe
+
+
+@pytest.mark.slow
+def test_a_backdoor_is_removed_and_the_verdict_is_right(backdoored, digits, tmp_path):
+    model, judge, before = backdoored
+    # On images of 8 x 8 pixels no class stands out: a patch of 2 x 2 is as long a change as any.
+    result = bdfast.purify(model, digits[1], method="uau", target=0, amp=False, augment=None)
+    after = judge(result.model)
+    assert result.verdict.targets == (0,)
+    assert result.verdict.residual_before > 0.9
+    assert result.verdict.residual_after < 0.2
+    assert after.asr < 0.1
+    assert after.acc > before.acc - 0.1
+    assert result.found["targets"] == [0]
+    assert "target label 0, residual 1.00 -> 0." in str(result.verdict)
+    result.save(tmp_path)
+    saved = json.loads((tmp_path / "result.json").read_text())["verdict"]
+    assert saved["status"] == result.verdict.status
+    assert saved["residual_after"] == result.verdict.residual_after
+
+
+QUICK = {"amp": False, "augment": None, "updates": 4, "rounds": 2}
+
+
+def test_the_same_arguments_give_the_same_bits(trained, clean):
+    first, second = (bdfast.purify(trained, clean, method="uau", **QUICK) for _ in range(2))
+    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+    assert first.verdict == second.verdict
+
+
+def test_a_stage_that_costs_too_much_is_undone(trained, clean):
+    """The first is kept whatever it costs: there is nothing before it but the backdoor."""
+    options = {**QUICK, "target": 1, "max_accuracy_drop": 1e-6}
+    one = bdfast.purify(trained, clean, method="uau", stages=1, lr=0.003, **options)
+    # The rate of the second stage, three times this one, ruins the network.
+    ruining = {**options, "lr": 0.003, "stages": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bdfast.defenses.uau.STRONGER", 1e4)
+        undone = bdfast.purify(trained, clean, method="uau", **ruining)
+    first, second = (row for row in undone.history if isinstance(row, Probe))
+    assert (first.chosen, second.chosen) == (True, False)
+    assert second.accuracy < second.floor
+    assert first.residual == undone.verdict.residual_after
+    assert undone.verdict == one.verdict
+    assert all(map(torch.equal, undone.model.state_dict().values(), one.model.state_dict().values()))
+
+
+def test_a_target_that_is_known_is_taken(trained, clean):
+    result = bdfast.purify(trained, clean, method="uau", target=7, **QUICK)
+    assert result.verdict.targets == (7,)
+
+
+def test_without_a_suspect_one_stage_against_all_classes_is_all(trained, clean, monkeypatch):
+    from bdfast.inversion.least_length import LeastLengths
+
+    monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
+    result = bdfast.purify(trained, clean, method="uau", **QUICK)
+    assert result.verdict.status == "nothing found"
+    assert str(result.verdict).startswith("nothing found: ")
+    stages = {row.stage for row in result.history if isinstance(row, Epoch)}
+    assert stages == {"unlearn 1.1", "unlearn 1.2"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "after", "status"),
+    [
+        ((), 0.0, "nothing found"),
+        ((1,), 0.0, "removed"),
+        ((1,), 0.05, "removed"),
+        ((1,), 0.06, "reduced"),
+        ((1,), 0.5, "not removed"),
+        ((1, 2), 1.0, "not removed"),
+    ],
+)
+def test_verdicts(targets, after, status):
+    verdict = Verdict(targets, 1.0, after, 0.9, 0.88, 100)
+    assert verdict.status == status
+    assert str(verdict).startswith(status)
+    assert verdict.as_json()["status"] == status
+
+
+@pytest.mark.parametrize("option", ["stages", "rounds", "updates"])
+def test_options_that_are_too_small(option):
+    with pytest.raises(ValueError, match=f"{option}: expected at least 1, got 0"):
+        UAUDefense(**{option: 0})

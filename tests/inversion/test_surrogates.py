@@ -1,0 +1,177 @@
+"""The search for the easiest class, and surrogate triggers, on a network whose trigger is known."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from bdfast.data.batches import Batches
+from bdfast.inversion.least_length import GAP, LeastLengths, least_lengths
+from bdfast.inversion.scene import Scene, gathered, scene_of
+from bdfast.inversion.surrogates import Surrogate, find_surrogates
+from bdfast.inversion.universal import followed, lead
+from bdfast.training import Run
+
+CLASSES = 8
+
+
+class Corner(nn.Module):
+    """Says which of eight columns is brightest, and `target` where the lower right corner is lit.
+
+    Args:
+        target: The class.
+        strength: Of the backdoor; 0 for none.
+    """
+
+    def __init__(self, target: int, strength: float) -> None:
+        super().__init__()
+        self.target, self.strength = target, strength
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        columns = images[:, 0, :6].mean(1)
+        lit = images[:, 0, 6:, 6:].mean((1, 2))
+        return self.scale * (
+            columns + self.strength * lit[:, None] * nn.functional.one_hot(torch.tensor(self.target), 8)
+        )
+
+
+def columns(count: int = 160, *, low: float = 0.0, span: float = 1.0) -> TensorDataset:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % CLASSES
+    images = 0.1 * torch.rand(count, 1, 8, 8, generator=draws)
+    images[torch.arange(count), 0, :6, labels] += 0.8
+    images[0, 0, 7, 0], images[1, 0, 7, 0] = 0, 1  # the limits
+    return TensorDataset(low + span * images, labels)
+
+
+def batches(data: TensorDataset) -> Batches:
+    return Batches(data, device="cpu", batch_size=64)
+
+
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("target", [0, 5])
+def test_the_target_label_is_the_only_suspect(target):
+    with scene_of(Corner(target, 8.0), batches(columns()), Run()) as scene:
+        found = least_lengths(scene, draws())
+    assert found.suspects == [target]
+    assert found.lengths.argmin() == target
+    assert found.changes.shape == (CLASSES, 1, 8, 8)
+
+
+def test_a_clean_network_has_no_suspect():
+    with scene_of(Corner(0, 0.0), batches(columns()), Run()) as scene:
+        found = least_lengths(scene, draws())
+    assert found.suspects == []
+    assert found.lengths.isfinite().all()
+
+
+def test_suspects_are_those_before_the_first_gap():
+    def suspects(*lengths: float) -> list[int]:
+        return LeastLengths(torch.tensor(lengths), torch.zeros(len(lengths), 1, 1, 1)).suspects
+
+    rest = [0.2] * 10
+    assert suspects(0.2, 0.1, 0.21) == [1]
+    assert suspects(0.1, 0.1 * GAP - 0.001, *rest) == [0, 1]
+    assert suspects(0.1, 0.11, 0.12, 0.13, *rest) == []  # four: no backdoor has so many
+    assert suspects(0.1, 0.11, 0.2, 0.2) == []  # two of four classes are half of them
+    assert suspects(torch.inf, torch.inf) == []
+    assert suspects(torch.inf, 0.3, torch.inf) == [1]
+    assert suspects(0.1) == []
+
+
+def test_values_of_the_images_do_not_matter():
+    """Lengths are shares of the range: images in [-1, 1] give what those in [0, 1] give."""
+
+    class Shifted(Corner):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward((images + 1) / 2)
+
+    with scene_of(Corner(3, 8.0), batches(columns()), Run(amp=False)) as scene:
+        expected = least_lengths(scene, draws())
+    with scene_of(Shifted(3, 8.0), batches(columns(low=-1, span=2)), Run(amp=False)) as scene:
+        found = least_lengths(scene, draws())
+    torch.testing.assert_close(found.lengths, expected.lengths)
+
+
+def test_changes_stay_within_their_lengths():
+    targets, lengths = torch.tensor([1, 4]), torch.tensor([0.05, 0.2])
+    with scene_of(Corner(3, 8.0), batches(columns()), Run()) as scene:
+        changes = lead(scene, targets, torch.randn(2, 1, 8, 8, generator=draws()), lengths, draws())
+        longer = lead(scene, targets, changes, 4 * lengths, draws())
+        order = scene.drawn(draws(), judge=True)
+        assert (followed(scene, targets, longer, order) >= followed(scene, targets, changes, order)).all()
+    norms = changes.flatten(1).square().mean(1).sqrt()
+    assert (norms <= lengths * scene.span + 1e-6).all()
+
+
+def test_triggers_are_judged_on_other_images_than_they_are_fitted_on():
+    with scene_of(Corner(3, 8.0), batches(columns()), Run()) as scene:
+        fitted, judged = scene.drawn(draws()).tolist(), scene.drawn(draws(), judge=True).tolist()
+    assert not set(fitted) & set(judged)
+    assert len(fitted) + len(judged) == len(scene.images)
+
+
+def test_the_residual_follows_the_backdoor():
+    with scene_of(Corner(3, 8.0), batches(columns()), Run()) as scene:
+        found = find_surrogates(scene, draws())
+        assert found.targets == [3]
+        assert {trigger.kind for trigger in found.triggers} == {"dense", "patch"}
+        assert len({trigger.label for trigger in found.triggers}) == 4
+        before = found.residual(scene)
+    assert before > 0.9
+    residuals = []
+    for strength in (4.0, 1.0, 0.0):
+        with scene_of(Corner(3, strength), batches(columns()), Run()) as scene:
+            residuals.append(found.residual(scene))
+    assert before >= residuals[0] >= residuals[1] >= residuals[2]
+    assert residuals[2] < 0.2
+
+
+def test_without_images_of_other_classes_there_is_no_rate():
+    data = columns()
+    images, labels = data.tensors
+    with scene_of(Corner(3, 8.0), batches(data), Run()) as scene:
+        found = find_surrogates(scene, draws(), targets=[3])
+    with scene_of(Corner(3, 8.0), batches(TensorDataset(images[labels == 3], labels[labels == 3])), Run()) as scene:
+        assert all(rate != rate for rate in found.rates(scene))
+        assert found.residual(scene) == 0
+
+
+def test_triggers_keep_images_within_the_limits():
+    images = torch.rand(4, 3, 5, 5)
+    dense = Surrogate("dense", 0, torch.full((3, 5, 5), 0.7), None, (0.0, 1.0), "dense")
+    patch = Surrogate("patch", 0, torch.ones(3, 5, 5), torch.eye(5)[None], (0.0, 1.0), "patch")
+    assert dense(images).max() == 1
+    assert torch.equal(patch(images)[..., 2, 2], torch.ones(4, 3))
+    assert torch.equal(patch(images)[..., 0, 1], images[..., 0, 1])
+
+
+def test_the_network_is_left_as_it_was():
+    network = Corner(3, 8.0).train()
+    with scene_of(network, batches(columns()), Run()) as scene:
+        assert not network.training
+        find_surrogates(scene, draws(), targets=[1])
+    assert network.training
+    assert network.scale.requires_grad
+    assert network.scale.grad is None
+
+
+def test_other_batches_are_refused():
+    rows = [{"x": torch.zeros(1, 8, 8), "y": 0}]
+    with pytest.raises(ValueError, match=r"clean: expected batches of \(images \[B, C, H, W\], labels\), got dict"):
+        gathered(Batches(rows, device="cpu"), 10)
+
+
+def test_only_so_many_images_are_gathered():
+    images, labels, limits = gathered(batches(columns()), 100)
+    assert len(images) == len(labels) == 128  # whole batches
+    assert limits == (0.0, 1.0)
+
+
+def test_empty_answers():
+    scene = Scene(lambda x: x.flatten(1), torch.zeros(2, 4, 1, 1), torch.zeros(2), 4, (0.0, 1.0), 8)
+    assert scene.answers(lambda x: x, torch.arange(0)).shape == (0, 4)
