@@ -72,10 +72,10 @@ class UAUDefense(Distilling):
 
     paper: ClassVar[str] = "ours, after Zeng et al., i-BAU, ICLR 2022, arXiv 2110.03735"
 
-    lr: float = 0.002
+    lr: float = 0.003
     stages: int = 3
     rounds: int = 5
-    updates: int = 200
+    updates: int = 300
     epochs: int = 0
     changed_share: float = 0.5
     target: int | None = None
