@@ -30,13 +30,16 @@ TUNED_ON = 0.75
 ENOUGH = 0.03
 """The residual at which no further stage follows: below that of the verdict, as ASR was up to three times as large."""
 
+WORTH = 0.5
+"""The share of the residual that a further stage may leave; one that leaves more costs accuracy for nothing."""
+
 STRONGER = 2.0
 """Factor between the learning rates of two stages."""
 
 FACTORS, FACTORS_TO_ALL = (1.0, 1.5, 2.5), (1.0, 1.5)
-"""Lengths of the changes, as multiples of the least length of their class. On a tuning network whose trigger is a patch
-of 3 x 3 pixels, changes of 1 and 1.5 times that length left an ASR of 25.6 %, these left 2.2 %. Where the
-changes lead to all classes, the long ones cost accuracy."""
+"""Lengths of the changes, as multiples of the least length of their class. A small patch is a longer change than the
+shortest dense one: without the long ones, some of its effect was left on a tuning network. Where the changes lead to
+all classes, the long ones cost accuracy."""
 
 AT_ONCE = 10
 """Most target labels in a round."""
@@ -66,8 +69,8 @@ class UAUDefense(Distilling):
         epochs: Epochs in a round; 0 takes them from `updates`.
         changed_share: Share of the images in a batch that get a change.
         target: The target label, where it is known.
-        max_accuracy_drop: A stage that costs more held-out accuracy than this, and one standard error, is undone if
-            there is a stage before it.
+        max_accuracy_drop: A further stage that costs more held-out accuracy than this and one standard error, or that
+            leaves more than half of the effect that surrogate triggers had before it, is undone.
     """
 
     paper: ClassVar[str] = "ours, after Zeng et al., i-BAU, ICLR 2022, arXiv 2110.03735"
@@ -90,7 +93,11 @@ class UAUDefense(Distilling):
         super().__post_init__()
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`."""
+        """Purify `model` in place; see `Defense.run`.
+
+        Raises:
+            FloatingPointError: A gradient of the first stage became NaN or infinite; a later stage is undone then.
+        """
         given = copy_of(model)
         tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "held out"))
         # All images: of a hundred, every one counts, and a trigger that was fitted to held-out images is no weaker.
@@ -108,9 +115,15 @@ class UAUDefense(Distilling):
         floor = before[1] - self.max_accuracy_drop - (before[1] * (1 - before[1]) / len(held_out)) ** 0.5
         for stage in range(self.stages if surrogates.targets else 1):
             kept = copy.deepcopy(model.state_dict())
-            self._unlearn(stage, model, given, tuning, run, surrogates)
+            try:
+                self._unlearn(stage, model, given, tuning, run, surrogates)
+            except FloatingPointError:
+                if stage == 0:
+                    raise
+                model.load_state_dict(kept)
+                break
             reached = judged()
-            undone = stage > 0 and reached[1] < floor
+            undone = stage > 0 and (reached[1] < floor or reached[0] > WORTH * after[0])
             rate = self.lr * STRONGER**stage
             probes.append(Probe("lr", rate, reached[1], floor, chosen=False, residual=reached[0]))
             if undone:
