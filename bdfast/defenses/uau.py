@@ -58,7 +58,8 @@ class UAUDefense(Distilling):
     It looks for the class that is easiest to reach with one change for all images, the suspected target label. In each
     round it finds such changes for the network as it is then, and fine-tunes on images a part of which have them. A
     stage of some rounds is repeated with a larger rate until surrogate triggers, which it never trains on, have lost
-    their effect on held-out images. Where no class stands out, the changes lead to all classes, and one stage is all.
+    their effect on held-out images. Where no class stands out, the changes lead to all classes, and one stage is all;
+    if that costs too much, the network stays as it was.
 
     Attributes:
         lr: Learning rate in the first round of the first stage, from which it falls from round to round as `schedule`
@@ -69,7 +70,7 @@ class UAUDefense(Distilling):
         epochs: Epochs in a round; 0 takes them from `updates`.
         changed_share: Share of the images in a batch that get a change.
         target: The target label, where it is known.
-        max_accuracy_drop: A further stage that costs more held-out accuracy than this and one standard error, or that
+        max_accuracy_drop: A further stage, or the only one, that costs more held-out accuracy than this and one standard error, or that
             leaves more than half of the effect that surrogate triggers had before it, is undone.
     """
 
@@ -123,7 +124,9 @@ class UAUDefense(Distilling):
                 model.load_state_dict(kept)
                 break
             reached = judged()
-            undone = stage > 0 and (reached[1] < floor or reached[0] > WORTH * after[0])
+            undone = reached[1] < floor or reached[0] > WORTH * after[0]
+            if stage == 0 and surrogates.targets:
+                undone = False  # whatever it costs: before it there is nothing but the backdoor
             rate = self.lr * STRONGER**stage
             probes.append(Probe("lr", rate, reached[1], floor, chosen=False, residual=reached[0]))
             if undone:

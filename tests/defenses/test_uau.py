@@ -83,6 +83,16 @@ def test_without_a_suspect_one_stage_against_all_classes_is_all(trained, clean, 
     assert stages == {"unlearn 1.1", "unlearn 1.2"}
 
 
+def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
+    from bdfast.inversion.least_length import LeastLengths
+
+    monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
+    result = bdfast.purify(trained, clean, method="uau", lr=0.3, **QUICK)
+    assert result.verdict.accuracy_after == result.verdict.accuracy_before
+    assert all(map(torch.equal, result.model.state_dict().values(), trained.state_dict().values()))
+    assert not any(row.chosen for row in result.history if isinstance(row, Probe))
+
+
 @pytest.mark.parametrize(
     ("targets", "after", "status"),
     [
