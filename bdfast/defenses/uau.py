@@ -70,8 +70,8 @@ class UAUDefense(Distilling):
         epochs: Epochs in a round; 0 takes them from `updates`.
         changed_share: Share of the images in a batch that get a change.
         target: The target label, where it is known.
-        max_accuracy_drop: A further stage, or the only one, that costs more held-out accuracy than this and one standard error, or that
-            leaves more than half of the effect that surrogate triggers had before it, is undone.
+        max_accuracy_drop: A further stage, or the only one, that costs more held-out accuracy than this and one
+            standard error is undone. So is a further one that leaves more than half of the residual.
     """
 
     paper: ClassVar[str] = "ours, after Zeng et al., i-BAU, ICLR 2022, arXiv 2110.03735"
