@@ -40,7 +40,7 @@ class Demo:
 
     Attributes:
         attack: What to plant: a name from `bdfast.list_methods("poison")`.
-        method: What to remove it with: tsbd, ft_sam, pam, or the baselines ft and sam.
+        method: What to remove it with: tsbd, ft_sam, pam, uau, or the baselines ft and sam.
         seed: Of all randomness.
         clean_share: Clean images that the defender has, as a fraction of the training set.
         output: Folder for the report, the metrics and both models.

@@ -153,7 +153,7 @@ def test_version(capsys):
         (["evaluate", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
         (["evaluate", "x.pt", "--data", "x", "--attack", "badnet"], "did you mean 'badnets'"),
         (["demo", "--attack", "magic"], "attack: expected one of badnets, blended, "),
-        (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, got 'magic'"),
+        (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, uau, got 'magic'"),
         (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
     ],
 )

@@ -60,6 +60,7 @@ def test_batchnorm_policies(digits, backdoored, method, bn):
         "tsbd": {"n": 0.1, "unlearn_to": 0.9},
         "ft_sam": {"rho": 0.5},
         "pam": {"rho": 0.1, "target": 0, "invert_epochs": 1, "rounds": 1},
+        "uau": {"target": 0, "stages": 1, "rounds": 1, "updates": 3},
     }
     result = bdfast.purify(model, clean, method=method, bn=bn, epochs=1, lr=1e-3, **options.get(method, {}), **QUICK)
     name = "layer1.0.bn1.num_batches_tracked"
