@@ -56,5 +56,5 @@ with tempfile.TemporaryDirectory() as folder:
         attack = bdfast.BadNets(size=6, poison_rate=0.2)
         fit(model, bdfast.poisoned(training, attack), epochs=6, batch_size=32, lr=0.05)
         triggered = bdfast.Triggered(test, attack)
-    result = bdfast.purify(model, clean, method="ft_sam", rho=0.5, epochs=5, batch_size=32)
+    result = bdfast.purify(model, clean, method="ft_sam", rho=0.5, lr=0.01, epochs=5, batch_size=32)
     print(f"before: {bdfast.evaluate(model, test, triggered)}\nafter: {bdfast.evaluate(result.model, test, triggered)}")
