@@ -198,8 +198,9 @@ What it showed:
 
 * The CUDA kernels move 78 to 100 % of what a copy moves on networks of 25 M parameters or more. Only
   `kth_largest_change` cannot: it reads everything three times.
-* The host was the limit: it planned every call anew. That is mended (a call on ViT-L/16 took 2.2 ms on the host, now
-  0.4 ms; `perturb_` needs 1.5 ms on the device). On ResNet-50 the host still takes longer than the device.
+* The host was the limit: it planned every call anew. Now plans are looked up: `perturb_` on ViT-L/16, which needs
+  1.5 ms on the device, took 2.2 ms on the host before and 0.4 ms after (`bench/results/gpu-times-before.txt`). On
+  ResNet-50 the host still takes longer than the device.
 * The Triton kernels are as fast on the device, but for `kth_largest_change` (19 times slower), and take 1 to 8 ms on
   the host. They are the fallback where the CUDA kernels are not built.
 

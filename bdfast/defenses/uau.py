@@ -28,7 +28,7 @@ TUNED_ON = 0.75
 """Share of the clean images that are trained on; the verdict looks at the others."""
 
 ENOUGH = 0.03
-"""The residual at which no further stage follows: below that of the verdict, as ASR was up to three times as large."""
+"""The residual at which no further stage follows: below that of the verdict, as the ASR may be larger."""
 
 WORTH = 0.5
 """The share of the residual that a further stage may leave; one that leaves more costs accuracy for nothing."""
@@ -124,9 +124,9 @@ class UAUDefense(Distilling):
                 model.load_state_dict(kept)
                 break
             reached = judged()
-            undone = reached[1] < floor or reached[0] > WORTH * after[0]
-            if stage == 0 and surrogates.targets:
-                undone = False  # whatever it costs: before it there is nothing but the backdoor
+            # Before the first stage there is nothing but the backdoor: with a suspect it stays, whatever it costs.
+            needed = stage == 0 and bool(surrogates.targets)
+            undone = not needed and (reached[1] < floor or reached[0] > WORTH * after[0])
             rate = self.lr * STRONGER**stage
             probes.append(Probe("lr", rate, reached[1], floor, chosen=False, residual=reached[0]))
             if undone:

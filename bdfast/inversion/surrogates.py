@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +23,7 @@ SEEDS = 2
 AREA_WEIGHTS = (100.0, 300.0)
 """Weights of the area of the patches: so large that patches cover about a hundredth of the image.
 
-Larger ones lead to a class in clean networks too: on two tuning networks, patches over 4 to 10 % of the image still led
-88 to 96 % of the images to the target label where the ASR was 0.9 %, and those over 1 % of it 0 to 1 %.
+Larger ones lead to a class in clean networks too, and so tell nothing about a backdoor.
 """
 
 REFINED = 24
@@ -37,7 +35,6 @@ class Surrogate:
     """One guess: x' = x + weight (paint - x) for a patch, x' = clip(x + paint) for a dense change.
 
     Attributes:
-        kind: "dense" or "patch".
         target: The class that it leads to.
         paint: [C, H, W].
         weight: [1, H, W] in [0, 1]; None for a dense change.
@@ -45,7 +42,6 @@ class Surrogate:
         label: For tables, such as "dense 1.5".
     """
 
-    kind: Literal["dense", "patch"]
     target: int
     paint: Tensor
     weight: Tensor | None
@@ -120,7 +116,7 @@ def _towards(scene: Scene, target: int, lengths: LeastLengths, draws: torch.Gene
     changes = lead(scene, torch.full((len(reach),), target, device=device), start, reach, draws, steps=REFINED)
     names = [f"dense {factor:g}" for factor in FACTORS for _ in range(SEEDS)]
     for change, name in zip(changes, names, strict=True):
-        yield Surrogate("dense", target, change, None, scene.limits, name)
+        yield Surrogate(target, change, None, scene.limits, name)
     for weight in AREA_WEIGHTS:
         cover, paint = fit_patch(scene, target, weight, draws)
-        yield Surrogate("patch", target, paint, cover, scene.limits, f"patch {weight:g}")
+        yield Surrogate(target, paint, cover, scene.limits, f"patch {weight:g}")

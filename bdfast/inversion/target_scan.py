@@ -9,25 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bdfast.inversion.scene import Scene
+from bdfast.inversion.universal import JUDGED, PACE, PER_STEP, REACHED, START, TINY, gradient_towards, norms
+
 STEPS = 16
 """Steps of the search at each length."""
 
 GROWTH = 1.5
 """Factor between lengths."""
-
-START = 0.03
-"""First length: root mean square of a pixel's change, as a share of the range."""
-
-REACHED = 0.9
-"""Share of the images that have to follow for the next length to be the last."""
-
-PER_CLASS = 40
-"""Images in a step, for each class."""
-
-JUDGED = 120
-"""Images on which a change is measured."""
-
-TINY = 1e-20
 
 
 def easiest_class(
@@ -63,7 +52,8 @@ def easiest_class(
     span = limits[1] - limits[0]
     change = torch.zeros(classes, *shape, device=images.device)
     length, longest = (share * span * shape.numel() ** 0.5 for share in (START, 1.0))
-    together = max(1, chunk // PER_CLASS)
+    scene = Scene(logits, images, labels, classes, limits, chunk, judged=0)
+    targets = torch.arange(classes, device=images.device)
     found = False
 
     def draw() -> Tensor:
@@ -71,14 +61,10 @@ def easiest_class(
 
     while True:
         for step in range(STEPS):
-            drawn = draw()[:PER_CLASS]
-            parts = enumerate(change.split(together))
-            gradient = torch.cat(
-                [_gradient(logits, part, images[drawn], labels[drawn], limits, i * together) for i, part in parts]
-            )
-            pace = 0.3 * length * (1 - step / STEPS)
-            change = change - pace * gradient / _lengths(gradient).clamp_min(TINY)
-            change *= (length / _lengths(change).clamp_min(TINY)).clamp(max=1)
+            gradient = gradient_towards(scene, targets, change, draw()[:PER_STEP])
+            pace = PACE * length * (1 - step / STEPS)
+            change = change - pace * gradient / norms(gradient).clamp_min(TINY)
+            change *= (length / norms(change).clamp_min(TINY)).clamp(max=1)
         reached, loss = _reach(logits, change, images, labels, limits, draw())
         if found or length > longest:
             # NaN stands for a class whose images are the only ones: no other image can become one of it.
@@ -87,22 +73,6 @@ def easiest_class(
         # Near the length that is just enough, weak triggers such as a small patch have not fully formed.
         found = float(reached.nan_to_num(0).max()) >= REACHED
         length *= GROWTH
-
-
-def _gradient(
-    logits: Callable[[Tensor], Tensor],
-    change: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    limits: tuple[float, float],
-    first: int,
-) -> Tensor:
-    change = change.detach().requires_grad_()
-    x = (images + change[:, None]).clamp(*limits).flatten(0, 1)
-    targets = torch.arange(first, first + len(change), device=x.device).repeat_interleave(len(images))
-    losses = F.cross_entropy(logits(x).float(), targets, reduction="none")
-    # Skip images that already belong to the class.
-    return torch.autograd.grad(losses[labels.repeat(len(change)) != targets].sum(), change)[0]
 
 
 @torch.no_grad()
@@ -121,7 +91,3 @@ def _reach(
         reached.append((answers.argmax(1) == target).float().mean())
         losses.append(F.cross_entropy(answers, torch.full_like(others, target)))
     return torch.stack(reached), torch.stack(losses)
-
-
-def _lengths(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))

@@ -53,10 +53,9 @@ def lead(
     radius = (lengths * scene.span * changes[0].numel() ** 0.5).view(-1, 1, 1, 1).to(changes)
     for step in range(steps):
         drawn = scene.drawn(draws)[:PER_STEP]
-        parts = pieces(len(changes), PER_STEP, scene.chunk)
-        gradient = torch.cat([_gradient(scene, targets[part], changes[part], drawn) for part in parts])
-        changes = changes - PACE * (1 - step / steps) * radius * gradient / _norms(gradient).clamp_min(TINY)
-        changes = changes * (radius / _norms(changes).clamp_min(TINY)).clamp(max=1)
+        gradient = gradient_towards(scene, targets, changes, drawn)
+        changes = changes - PACE * (1 - step / steps) * radius * gradient / norms(gradient).clamp_min(TINY)
+        changes = changes * (radius / norms(changes).clamp_min(TINY)).clamp(max=1)
     return changes
 
 
@@ -81,6 +80,12 @@ def _changed(images: Tensor, change: Tensor, limits: tuple[float, float]) -> Ten
     return (images + change).clamp(*limits)
 
 
+def gradient_towards(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> Tensor:
+    """Gradient [T, C, H, W] of the loss of images at `drawn` [N], with each change, towards its target."""
+    parts = pieces(len(changes), PER_STEP, scene.chunk)
+    return torch.cat([_gradient(scene, targets[part], changes[part], drawn) for part in parts])
+
+
 def _gradient(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> Tensor:
     changes = changes.detach().requires_grad_()
     x = (scene.images[drawn] + changes[:, None]).clamp(*scene.limits).flatten(0, 1)
@@ -90,5 +95,6 @@ def _gradient(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> 
     return torch.autograd.grad(losses[scene.labels[drawn].repeat(len(changes)) != wanted].sum(), changes)[0]
 
 
-def _norms(x: Tensor) -> Tensor:
+def norms(x: Tensor) -> Tensor:
+    """Euclidean, of each change [T, ...]: [T, 1, 1, 1]."""
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
