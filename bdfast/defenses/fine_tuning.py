@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class FineTuning(Defense):
-    """Fine-tuning on clean images with the optimizer that a subclass chooses.
+    """Fine-tuning on clean images, with SGD or the optimizer that a subclass chooses.
 
     Attributes:
         epochs: Epochs of the fine-tuning.
@@ -64,9 +63,10 @@ class FineTuning(Defense):
         self.check_at_least("patience", 1)
         super().__post_init__()
 
-    @abstractmethod
     def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """What moves the weights of `model`; `given` is the original model."""
+        """What moves the weights of `model`: SGD, where a subclass says nothing else; `given` is the original model."""
+        params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def loss(self, given: nn.Module, run: Run) -> FineTuningLoss:
         """What is minimised; `given` is the original model."""

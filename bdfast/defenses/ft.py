@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from bdfast.data.batches import Batches
@@ -28,8 +27,3 @@ class FTDefense(FineTuning):
         """Purify `model` in place; see `Defense.run`."""
         self.fine_tune(model, copy_of(model), clean, run, "fine-tune")
         return Outcome()
-
-    def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """SGD."""
-        params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -140,11 +140,6 @@ class UAUDefense(Distilling):
         lengths = [length if length < math.inf else None for length in surrogates.lengths.lengths.tolist()]
         return Outcome(found={"targets": surrogates.targets, "least_lengths": lengths}, verdict=verdict)
 
-    def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """SGD."""
-        params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-
     def _unlearn(
         self, stage: int, model: nn.Module, given: nn.Module, tuning: Batches, run: Run, surrogates: Surrogates
     ) -> None:
