@@ -23,9 +23,12 @@ from .data.data_source import DataSource as DataSource
 from .data.sources import register_data as register_data
 from .defenses import FTDefense as FTDefense
 from .defenses import FTSAMDefense as FTSAMDefense
+from .defenses import IBAUDefense as IBAUDefense
 from .defenses import PAMDefense as PAMDefense
+from .defenses import PurificationError as PurificationError
 from .defenses import PurifyResult as PurifyResult
 from .defenses import SAMDefense as SAMDefense
+from .defenses import SAUDefense as SAUDefense
 from .defenses import TSBDDefense as TSBDDefense
 from .defenses import UAUDefense as UAUDefense
 from .defenses import Verdict as Verdict

@@ -1,99 +1,207 @@
-"""Choosing a method's strength from clean data alone.
+"""How hard to purify, chosen from clean images alone: the one rule for all methods.
 
-Too weak a setting leaves the backdoor, too strong a one costs accuracy, and published code settles it by looking at
-triggered test data, which a defender does not have. The rule here is the same for every method: the strongest setting
-whose clean accuracy, on images that the probe was not tuned on and with BatchNorm statistics recalibrated, stays within
-a budget of that of the weakest setting.
-
-The budget counts from the weakest setting and not from the original model, since a short fine-tuning on a part of the
-clean set costs accuracy whatever the strength, and the full one gives it back (docs/choosing-strength.md).
+Too weak a setting leaves the backdoor, too strong a one costs accuracy, and clean accuracy alone does not tell where
+between the two the backdoor goes. What tells it are surrogate triggers: guesses at the trigger, from the given model
+and clean images. A method declares a ladder of learning rates and trains on one step of it after the other, each going
+on from where the last one ended, until the surrogates have lost their effect on held-out images, or the accuracy there
+is below a budget. The weakest step that does it is taken (docs/choosing-strength.md).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
+from bdfast import task
 from bdfast.data.batches import Batches
+from bdfast.inversion.scene import holds_images, scene_of
+from bdfast.inversion.surrogates import Surrogates, find_surrogates
 from bdfast.training import Probe, Run
-from bdfast.training.batchnorm import recalibrate
-from bdfast.training.copies import copy_of
+from bdfast.training.modes import eval_mode
 from bdfast.training.seeds import derived_seed
 
-PROBE_EPOCHS = 6
-"""Epochs of the fine-tuning in a probe."""
-
 TUNED_ON = 0.75
-"""Share of the clean images that a probe is tuned on; it is measured on the others."""
+"""Share of the clean images that are trained on; the judge looks at the others."""
 
-Attempt = Callable[[float, nn.Module, Batches, str], None]
-"""(strength, model, images, stage): a short purification of the model, in place, of that strength."""
+ENOUGH = 0.03
+"""The residual at which no further step follows: below that of the verdict, as the ASR may be larger."""
+
+WORTH = 0.02
+"""What a stronger step has to gain, as a fraction, residual and accuracy together; less is noise."""
+
+BELOW = 3.0
+"""How much more accuracy below the floor weighs: a network that is ruined has no residual either."""
+
+RETRIES, LOWER = 3, 0.3
+"""How often the first step is tried again at a lower rate when it diverges, and the factor between these rates."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a model shows on the held-out images.
+
+    Attributes:
+        residual: How often surrogate triggers lead to their class, in [0, 1].
+        right: [N] bool, which images it gets right.
+    """
+
+    residual: float
+    right: torch.Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that it gets right."""
+        return float(self.right.float().mean())
+
+
+class Judge:
+    """Held-out images, and surrogate triggers of the given model.
+
+    Args:
+        given: The original model; only read.
+        clean: The clean set.
+        run: Seed, precision and `forward`.
+        target: The target label, where it is known.
+
+    Attributes:
+        tuning: The images to train on.
+        held_out: Those that the judge looks at.
+        surrogates: None where the batches are not (images, labels).
+        run: Seed, precision and `forward`.
+        before: What the given model shows.
+    """
+
+    def __init__(self, given: nn.Module, clean: Batches, run: Run, *, target: int | None = None) -> None:
+        self.tuning, self.held_out = clean.split(TUNED_ON, derived_seed(run.seed, "held out"))
+        self.run = run
+        self.surrogates: Surrogates | None = None
+        if holds_images(clean):
+            draws = torch.Generator().manual_seed(derived_seed(run.seed, "surrogates"))
+            # All images: of a hundred, every one counts, and a trigger that was fitted to held-out images is no weaker.
+            with scene_of(given, clean, run) as scene:
+                self.surrogates = find_surrogates(scene, draws, targets=None if target is None else [target])
+        self.before = self(given)
+
+    @property
+    def targets(self) -> list[int]:
+        """The suspected target labels; empty where no class stands out."""
+        return [] if self.surrogates is None else self.surrogates.targets
+
+    def __call__(self, model: nn.Module) -> Reached:
+        """Measure a model."""
+        residual = 0.0
+        if self.surrogates is not None and self.surrogates.targets:
+            with scene_of(model, self.held_out, self.run) as scene:
+                residual = self.surrogates.residual(scene)
+        return Reached(residual, self._right(model))
+
+    def floor(self, reached: Reached, max_accuracy_drop: float) -> float:
+        """The least accuracy that is accepted: the budget, and one standard error of the difference.
+
+        Both models see the same images, so that only those count that one of them gets right and the other does not.
+        """
+        changed = int((reached.right != self.before.right).sum())
+        return self.before.accuracy - max_accuracy_drop - changed**0.5 / len(self.before.right)
+
+    def _right(self, model: nn.Module) -> torch.Tensor:
+        right = []
+        with eval_mode(model), torch.inference_mode(), self.run.autocast(self.held_out.device):
+            for batch in self.held_out.ordered():
+                logits, targets = self.run.forward(model, batch)[:2]
+                counted = targets != task.IGNORED
+                right.append((logits.argmax(-1) == targets)[counted].flatten())
+        return torch.cat(right).cpu()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen strength, the held-out accuracy of every setting that was probed, and the least that was accepted."""
+    """The step of the ladder that was taken, and what it reached; None for the given model as it was."""
 
-    strength: float
-    probes: dict[float, float]
-    floor: float
-
-
-def strongest_within(ladder: Sequence[float], probe: Callable[[float], float], *, max_accuracy_drop: float) -> Choice:
-    """The largest strength whose held-out accuracy is at least that of the weakest less `max_accuracy_drop`.
-
-    Accuracy falls along the ladder, so a bisection finds it in about log2(len(ladder)) probes after the first.
-
-    Args:
-        ladder: Strengths, weak to strong.
-        probe: Held-out accuracy of the model after a short purification of that strength.
-        max_accuracy_drop: The budget, as a fraction.
-    """
-    probes = {ladder[0]: probe(ladder[0])}
-    floor = probes[ladder[0]] - max_accuracy_drop
-    low, high = 1, len(ladder)  # everything below `low` is within the budget, everything from `high` on is not
-    while low < high:
-        middle = (low + high) // 2
-        accuracy = probes[ladder[middle]] = probe(ladder[middle])
-        if accuracy >= floor:
-            low = middle + 1
-        else:
-            high = middle
-    return Choice(ladder[low - 1], probes, floor)
+    rate: float | None
+    reached: Reached
 
 
-def choose_strength(
-    option: str,
+def climb(
     ladder: Sequence[float],
-    attempt: Attempt,
+    train: Callable[[float], None],
     model: nn.Module,
-    clean: Batches,
+    judge: Judge,
     run: Run,
     *,
     max_accuracy_drop: float,
-) -> float:
-    """The strongest value of `option` within the budget, by probes on clean images; each leaves a row in the history.
+) -> Choice:
+    """Train `model` in place on one rate after the other, and leave it with the weights of the step that is taken.
+
+    With suspected target labels: the first step whose residual is at most `ENOUGH`. Where the accuracy falls below the
+    floor before that, the step with the least sum of residual and accuracy lost, with what is below the floor counted
+    `BELOW` times more, and a weaker one unless a stronger one is better by `WORTH`. Without: the last step whose
+    accuracy is above the floor, and `Choice(None, ...)` if there is none.
 
     Args:
-        option: Name of the option that is the method's strength.
-        ladder: Its values, weak to strong.
-        attempt: Purifies a copy of `model` on the images that it is given, with `PROBE_EPOCHS` of fine-tuning.
-        model: The original model; only read.
-        clean: The clean set.
-        run: Seed, history and checkpoints.
-        max_accuracy_drop: The budget, as a fraction.
+        ladder: Learning rates, weak to strong.
+        train: Trains the model further, in place, at that rate.
+        model: The model, as the method has prepared it.
+        judge: Measures it.
+        run: Gets a `Probe` for each step.
+        max_accuracy_drop: The budget of held-out accuracy, as a fraction.
+
+    Raises:
+        FloatingPointError: Training diverged on the first step, and at `RETRIES` lower rates too.
     """
-    tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "split"))
+    prepared = copy.deepcopy(model.state_dict())
+    best, least, weights = Choice(None, judge.before), 0.0, None
+    probes: list[Probe] = []
+    for index, rate in enumerate(ladder):
+        before = copy.deepcopy(model.state_dict())
+        try:
+            rate = _first(rate, train, model, prepared) if index == 0 else _further(rate, train)
+        except FloatingPointError:
+            if index == 0:
+                raise
+            model.load_state_dict(before)
+            break
+        reached = judge(model)
+        floor = judge.floor(reached, max_accuracy_drop)
+        probes.append(Probe("lr", rate, reached.accuracy, floor, chosen=False, residual=reached.residual))
+        within = reached.accuracy >= floor
+        cost = _cost(reached, floor, judge)
+        taken = (weights is None or cost < least - WORTH) if judge.targets else within
+        if taken:
+            best, least, weights = Choice(rate, reached), cost, copy.deepcopy(model.state_dict())
+        if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
+            break
+    run.history.extend(replace(probe, chosen=probe.value == best.rate) for probe in probes)
+    if weights is not None:
+        model.load_state_dict(weights)
+    return best
 
-    def probe(value: float) -> float:
-        candidate = copy_of(model)
-        attempt(value, candidate, tuning, f"probe {option}={value:g}")
-        recalibrate(candidate, tuning.ordered(), run.forward)
-        return run.accuracy(candidate, held_out)
 
-    choice = strongest_within(ladder, probe, max_accuracy_drop=max_accuracy_drop)
-    for value, accuracy in sorted(choice.probes.items()):
-        run.history.append(Probe(option, value, accuracy, choice.floor, chosen=value == choice.strength))
-    return choice.strength
+def _further(rate: float, train: Callable[[float], None]) -> float:
+    train(rate)
+    return rate
+
+
+def _first(rate: float, train: Callable[[float], None], model: nn.Module, prepared: dict[str, torch.Tensor]) -> float:
+    """Train at the first rate, or at a lower one where that diverges; returns the rate."""
+    tried = []
+    while True:
+        try:
+            return _further(rate, train)
+        except FloatingPointError as error:
+            model.load_state_dict(prepared)
+            tried.append(f"{rate:g}")
+            if len(tried) > RETRIES:
+                raise FloatingPointError(
+                    f"lr: expected a learning rate at which training stays finite, got none among {', '.join(tried)}; "
+                    f"pass a lower one, or amp=False. The last: {error}"
+                ) from error
+            rate *= LOWER
+
+
+def _cost(reached: Reached, floor: float, judge: Judge) -> float:
+    lost = max(0.0, judge.before.accuracy - reached.accuracy)
+    return max(0.0, reached.residual - ENOUGH) + lost + BELOW * max(0.0, floor - reached.accuracy)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import correlation, median
 
 import tyro
 from jinja2 import Environment, StrictUndefined
@@ -32,6 +32,8 @@ GRIDS = (HERE / "grids" / "attacks.yaml", HERE / "grids" / "development.yaml")
 PAGE = HERE.parent / "docs" / "results.md"
 REMOVED, KEPT = 0.1, 0.5
 """ASR below which a backdoor counts as removed, and from which it counts as kept."""
+WRONGLY_REMOVED, WRONGLY_KEPT = 0.15, 0.05
+"""ASR above which "removed" is wrong, and below which "not removed" is."""
 LOST, CHANCE = 0.05, 0.2
 """Loss of ACC above which a network counts as damaged, and the ACC below which nothing is left of it."""
 
@@ -97,6 +99,8 @@ def page(records: Sequence[Record]) -> str:
         attacks=_attacks(records),
         summary={split: _summary(grid, split) for split in ("tune", "confirm")},
         every={split: _cases(grid, split) for split in ("tune", "confirm")},
+        verdicts=_verdicts(grid),
+        wrong=[f"{100 * limit:g} %" for limit in (WRONGLY_REMOVED, WRONGLY_KEPT)],
         errors=_errors(grid),
     )
     return text.rstrip() + "\n"
@@ -161,6 +165,43 @@ def _summary(grid: Sequence[Record], split: str) -> str:
     heads = ["defense", "removed", "kept", "damaged", "of the clean networks, damaged", "median ASR (%)"]
     heads += ["median loss (points)", "greatest loss", "median seconds", "errors"]
     return markdown_table(heads, lines, names=1)
+
+
+def _verdicts(grid: Sequence[Record]) -> str:
+    judged = [r for r in grid if r.get("verdict") and "error" not in r]
+    lines = []
+    for defense in _defenses(judged):
+        own = [r for r in judged if r["defense"]["name"] == defense]
+        attacked = [r for r in own if r["attack"]["kind"] != "none" and (r["before"]["asr"] or 0) >= KEPT]
+        said = {
+            status: [r["after"]["asr"] for r in attacked if r["verdict"]["status"] == status]
+            for status in ("removed", "reduced", "not removed", "nothing found")
+        }
+        suspected = [r for r in attacked if r["verdict"]["targets"]]
+        pairs = [(r["verdict"]["residual_after"], r["after"]["asr"]) for r in suspected]
+        clean = [r for r in own if r["attack"]["kind"] == "none"]
+        lines.append(
+            [
+                defense,
+                f"{len(said['removed'])} ({sum(asr > WRONGLY_REMOVED for asr in said['removed'])})",
+                str(len(said["reduced"])),
+                f"{len(said['not removed'])} ({sum(asr < WRONGLY_KEPT for asr in said['not removed'])})",
+                str(len(said["nothing found"])),
+                f"{rank_correlation(pairs):.2f}" if len(pairs) > 2 else DASH,
+                _share(clean, lambda r: r["verdict"]["status"] == "nothing found"),
+            ]
+        )
+    heads = ["defense", "removed (wrong)", "reduced", "not removed (wrong)", "nothing found", "rank correlation"]
+    return markdown_table([*heads, "of the clean networks, nothing found"], lines, names=1)
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Spearman's, with mean ranks where values are equal; NaN where all are."""
+    ranks = []
+    for values in zip(*pairs, strict=True):
+        order = sorted(values)
+        ranks.append([order.index(value) + order.count(value) / 2 for value in values])
+    return float("nan") if any(len(set(column)) < 2 for column in ranks) else correlation(*ranks)
 
 
 def _cases(grid: Sequence[Record], split: str) -> str:

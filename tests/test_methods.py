@@ -189,8 +189,8 @@ def test_the_loss_of_a_fine_tuning_is_a_part_of_its_own():
             return Penalised(run, self.label_smoothing)
 
     options = {"batch_size": 10, "amp": False, "augment": None}
-    mine = bdfast.purify(network(), data(), method=Mine(epochs=1), **options)
-    plain = bdfast.purify(network(), data(), method=FTDefense(epochs=1), **options)
+    mine = bdfast.purify(network(), data(), method=Mine(epochs=1, lr=0.01), **options)
+    plain = bdfast.purify(network(), data(), method=FTDefense(epochs=1, lr=0.01), **options)
     assert len(seen) == 2
     assert all(x is not None for x in seen)
     assert mine.history[-1].loss > plain.history[-1].loss
@@ -208,7 +208,7 @@ class Scaled(nn.Module):
 
 
 def test_a_network_without_neurons_has_no_scores(tmp_path):
-    result = bdfast.purify(Scaled(), data(), method="ft", epochs=1, batch_size=10, amp=False)
+    result = bdfast.purify(Scaled(), data(), method="ft", epochs=1, lr=0.01, batch_size=10, amp=False)
     assert result.scores is None
     assert result.neurons is None
     (tmp_path / "scores.csv").write_text("of an earlier result")

@@ -1,25 +1,136 @@
+"""The rule that chooses how hard to purify, with a judge that knows what each learning rate does."""
+
+from types import SimpleNamespace
+
 import pytest
+import torch
+from torch import nn
 
-from bdfast.selection import strongest_within
+from bdfast.selection import LOWER, RETRIES, Judge, Reached, climb
+from bdfast.training import Run
 
-LADDER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.9)
-
-
-@pytest.mark.parametrize("breaks_at", [*LADDER[1:], 2.0])
-def test_finds_the_last_setting_within_the_budget(breaks_at):
-    def probe(strength):
-        return 0.9 if strength < breaks_at else 0.5
-
-    choice = strongest_within(LADDER, probe, max_accuracy_drop=0.02)
-    assert choice.strength == [strength for strength in LADDER if strength < breaks_at][-1]
-    assert choice.probes == {strength: probe(strength) for strength in choice.probes}
-    assert len(choice.probes) <= 4
-    assert choice.floor == pytest.approx(0.88)
+IMAGES = 200
+GIVEN, PREPARED = -1.0, -2.0
 
 
-def test_exactly_on_the_budget_is_within_it():
-    assert strongest_within([0.1, 0.2], {0.1: 1.0, 0.2: 0.75}.get, max_accuracy_drop=0.25).strength == 0.2
+class Judged:
+    """A model whose only weight is the last rate that it was trained at, and a judge that looks it up."""
+
+    def __init__(self, outcomes, *, targets=(3,), diverges=()):
+        self.model = nn.Linear(1, 1, bias=False)
+        self.outcomes, self.targets, self.diverges = outcomes, list(targets), diverges
+        self.before = self.reached(1.0 if targets else 0.0, 0.9)
+        self.run, self.tried = Run(), []
+        nn.init.constant_(self.model.weight, PREPARED)
+
+    def reached(self, residual, accuracy):
+        return Reached(residual, torch.arange(IMAGES) < round(accuracy * IMAGES))
+
+    def __call__(self, model):
+        return self.reached(*self.outcomes[round(model.weight.item(), 6)])
+
+    def floor(self, reached, drop):
+        return self.before.accuracy - drop
+
+    def train(self, rate):
+        self.tried.append(rate)
+        nn.init.constant_(self.model.weight, rate)
+        if rate in self.diverges:
+            raise FloatingPointError("a gradient became NaN")
+
+    def climb(self, ladder, drop=0.03):
+        return climb(ladder, self.train, self.model, self, self.run, max_accuracy_drop=drop)
+
+    @property
+    def left_at(self):
+        return round(self.model.weight.item(), 6)
 
 
-def test_where_every_other_setting_costs_too_much_the_weakest_is_taken():
-    assert strongest_within(LADDER, lambda n: 1 - n, max_accuracy_drop=0.01).strength == 0.05
+def test_the_weakest_step_that_removes_the_backdoor_is_taken():
+    judged = Judged({0.01: (0.9, 0.9), 0.03: (0.02, 0.89), 0.1: (0.0, 0.85)})
+    choice = judged.climb([0.01, 0.03, 0.1])
+    assert (choice.rate, choice.reached.residual) == (0.03, 0.02)
+    assert judged.tried == [0.01, 0.03]
+    assert judged.left_at == 0.03
+    assert [(row.value, row.chosen) for row in judged.run.history] == [(0.01, False), (0.03, True)]
+
+
+def test_where_accuracy_falls_first_the_least_bad_step_is_taken():
+    judged = Judged({0.01: (0.5, 0.89), 0.03: (0.2, 0.88), 0.1: (0.1, 0.5), 0.3: (0.0, 0.1)})
+    choice = judged.climb([0.01, 0.03, 0.1, 0.3])
+    assert choice.rate == 0.03
+    assert judged.tried == [0.01, 0.03, 0.1]  # below the floor: no further step
+    assert judged.left_at == 0.03
+
+
+def test_a_ruined_network_is_never_taken_for_its_residual():
+    judged = Judged({0.01: (0.95, 0.9), 0.03: (0.0, 0.1)})
+    assert judged.climb([0.01, 0.03]).rate == 0.01
+
+
+def test_a_little_below_the_floor_is_better_than_the_backdoor():
+    judged = Judged({0.01: (0.95, 0.9), 0.03: (0.0, 0.82)})
+    assert judged.climb([0.01, 0.03]).rate == 0.03
+
+
+def test_a_stronger_step_has_to_be_worth_it():
+    judged = Judged({0.01: (0.20, 0.9), 0.03: (0.19, 0.9), 0.1: (0.185, 0.9)})
+    assert judged.climb([0.01, 0.03, 0.1]).rate == 0.01
+    assert judged.tried == [0.01, 0.03, 0.1]
+
+
+def test_without_a_suspect_the_strongest_step_within_the_budget_is_taken():
+    judged = Judged({0.01: (0.0, 0.9), 0.03: (0.0, 0.88), 0.1: (0.0, 0.8), 0.3: (0.0, 0.9)}, targets=())
+    assert judged.climb([0.01, 0.03, 0.1, 0.3]).rate == 0.03
+    assert judged.left_at == 0.03
+
+
+def test_without_a_suspect_a_model_that_cannot_bear_it_is_left_as_it_was():
+    judged = Judged({0.01: (0.0, 0.5), 0.03: (0.0, 0.4)}, targets=())
+    choice = judged.climb([0.01, 0.03])
+    assert choice.rate is None
+    assert choice.reached is judged.before
+    assert not any(row.chosen for row in judged.run.history)
+
+
+def test_a_first_step_below_the_floor_may_recover():
+    """Zeroing weights costs accuracy that training gives back."""
+    for targets in ((), (3,)):
+        judged = Judged({0.01: (0.0, 0.5), 0.03: (0.0, 0.89)}, targets=targets)
+        assert judged.climb([0.01, 0.03]).rate == 0.03
+
+
+def test_a_first_step_that_diverges_is_tried_again_lower():
+    lower = round(0.1 * LOWER, 6)
+    judged = Judged({lower: (0.01, 0.9)}, diverges=(0.1,))
+    assert judged.climb([0.1, 0.3]).rate == pytest.approx(lower)
+    assert judged.left_at == lower
+
+
+def test_a_step_that_diverges_later_is_undone():
+    judged = Judged({0.1: (0.3, 0.9)}, diverges=(0.3,))
+    assert judged.climb([0.1, 0.3, 0.5]).rate == 0.1
+    assert judged.left_at == 0.1
+    assert judged.tried == [0.1, 0.3]
+
+
+def test_training_that_always_diverges_is_an_error_that_says_what_was_tried():
+    judged = Judged({}, diverges=[0.1 * LOWER**power for power in range(RETRIES + 1)])
+    with pytest.raises(FloatingPointError, match=r"lr: expected a learning rate .* got none among 0.1, 0.03, .* NaN"):
+        judged.climb([0.1])
+    assert judged.left_at == PREPARED
+
+
+def test_the_floor_allows_for_what_chance_changes(trained_pair):
+    judge, same, other = trained_pair
+    assert judge.floor(same, 0.03) == pytest.approx(judge.before.accuracy - 0.03)
+    changed = int((other.right != judge.before.right).sum())
+    assert judge.floor(other, 0.03) == pytest.approx(judge.before.accuracy - 0.03 - changed**0.5 / IMAGES)
+
+
+@pytest.fixture
+def trained_pair():
+    right = torch.arange(IMAGES) < 180
+    judge = SimpleNamespace(before=Reached(1.0, right))
+    judge.floor = lambda reached, drop: Judge.floor(judge, reached, drop)
+    return judge, Reached(0.0, right.clone()), Reached(0.0, right.roll(4))

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 import bdfast
 from bdfast import task
 
-QUICK = {"amp": False, "batch_size": 16, "epochs": 1, "augment": None}
+QUICK = {"amp": False, "batch_size": 16, "epochs": 1, "lr": 0.01, "augment": None}
 
 
 def test_images():

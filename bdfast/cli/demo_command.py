@@ -40,7 +40,7 @@ class Demo:
 
     Attributes:
         attack: What to plant: a name from `bdfast.list_methods("poison")`.
-        method: What to remove it with: tsbd, ft_sam, pam, uau, or the baselines ft and sam.
+        method: What to remove it with: a name from `bdfast.list_methods("purify")`.
         seed: Of all randomness.
         clean_share: Clean images that the defender has, as a fraction of the training set.
         output: Folder for the report, the metrics and both models.
@@ -48,7 +48,7 @@ class Demo:
     """
 
     attack: str = "badnets"
-    method: str = "tsbd"
+    method: str = "uau"
     seed: int = 0
     clean_share: float = 0.05
     output: Path = Path("demo-output")
@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> None:
         "after": {name: asdict(after)[name] for name in ("acc", "asr", "ra")},
         "der": after.der,
         "found": result.found,
+        "verdict": None if result.verdict is None else result.verdict.as_json(),
         "seconds": seconds,
         "options": {
             "attack": demo.attack,
@@ -114,6 +115,8 @@ def main(arguments: list[str]) -> None:
         facts=_facts(demo, scenario, seconds),
     )
     demo.show.result(content, metrics_table({"backdoored": before, "purified": after}))
+    if result.verdict is not None:
+        console.print(f"From clean images alone: {result.verdict}.")
     console.print(f"{seconds:.0f} s. Open {page} to see what happened.")
 
 

@@ -41,6 +41,7 @@ class Purify:
         augment: Shift images at random by up to a 28th of their size.
         flip: Mirror every second image as well.
         amp: Compute in bfloat16 where the device has instructions for it.
+        strict: Exit with status 1 where the backdoor is not removed, or the network is damaged.
         show: How to report.
     """
 
@@ -54,6 +55,7 @@ class Purify:
     augment: bool = True
     flip: bool = False
     amp: bool = True
+    strict: bool = False
     show: Annotated[Output, Flat] = field(default_factory=Output)
 
 
@@ -118,3 +120,5 @@ def _purify(command: Purify, method: Defense) -> None:
         if key != "options":
             table.add_row(key.replace("_", " "), str(value))
     command.show.result(summary, table)
+    if command.strict and not result.successful:
+        sys.exit(1)

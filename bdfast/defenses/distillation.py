@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from bdfast.data.augmentation import overlaid
 from bdfast.data.batches import Batch, with_images
-from bdfast.defenses.fine_tuning import FineTuning
 from bdfast.defenses.loss import FineTuningLoss, PreparedBatch
+from bdfast.defenses.stages import Staged
 from bdfast.training import Run
 from bdfast.training.modes import eval_mode
 
@@ -63,7 +63,7 @@ class DistillationLoss(FineTuningLoss):
 
 
 @dataclass(frozen=True)
-class Distilling(FineTuning):
+class Distilling(Staged):
     """Fine-tuning with the original model as a teacher, and with other clean images laid over each.
 
     Attributes:

@@ -32,7 +32,7 @@ class FineTuning(Defense):
     """Fine-tuning on clean images, with SGD or the optimizer that a subclass chooses.
 
     Attributes:
-        epochs: Epochs of the fine-tuning.
+        epochs: Epochs of the fine-tuning; has to be settled before it begins, like `lr`.
         lr: Learning rate in its first epoch.
         schedule: How it falls from epoch to epoch: "cosine", to zero, or "constant".
         momentum: Of SGD.
@@ -43,8 +43,8 @@ class FineTuning(Defense):
             them; left out, all images are used in all epochs.
     """
 
-    epochs: int = 10
-    lr: float = 0.01
+    epochs: int | None = None
+    lr: float | None = None
     schedule: Schedule = "cosine"
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -56,17 +56,24 @@ class FineTuning(Defense):
     """The pass that moves the BatchNorm statistics in the published code: `bn="official"`."""
 
     def __post_init__(self) -> None:
-        self.check_positive("lr")
+        if self.lr is not None:
+            self.check_positive("lr")
         self.check_share("label_smoothing", most=0.9)
         self.check_share("momentum")
         self.check_at_least("epochs", 0)
         self.check_at_least("patience", 1)
         super().__post_init__()
 
+    @property
+    def rate(self) -> float:
+        """The learning rate, once it is settled."""
+        assert self.lr is not None
+        return self.lr
+
     def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
         """What moves the weights of `model`: SGD, where a subclass says nothing else; `given` is the original model."""
         params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(params, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def loss(self, given: nn.Module, run: Run) -> FineTuningLoss:
         """What is minimised; `given` is the original model."""
@@ -83,8 +90,8 @@ class FineTuning(Defense):
         run: Run,
         stage: str,
         *,
-        epochs: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        loss: FineTuningLoss | None = None,
         change: Callable[[Batch], Batch] | None = None,
         record: bool = True,
     ) -> None:
@@ -96,14 +103,15 @@ class FineTuning(Defense):
             data: Clean images.
             run: Seed, precision, progress, history and checkpoints.
             stage: Name of the stage in these.
-            epochs: Passes over `data`, if not those of the options.
             optimizer: Goes on from where it is, with its momentum; a new one when left out.
+            loss: What is minimised, if not that of the options.
             change: Applied to each batch once the loss has prepared it.
             record: Put the epochs into the history.
         """
-        epochs = self.epochs if epochs is None else epochs
+        assert self.epochs is not None
+        epochs = self.epochs
         optimizer = self.optimizer(model, given) if optimizer is None else optimizer
-        loss = self.loss(given, run)
+        loss = self.loss(given, run) if loss is None else loss
         held_out = None
         if self.patience is not None and record:
             data, held_out = data.split(1 - HELD_OUT, derived_seed(run.seed, "held out"))
@@ -133,7 +141,7 @@ class FineTuning(Defense):
             step,
             optimizer,
             epochs=epochs,
-            lr=lambda epoch: self.lr * self._decay(epoch / max(1, epochs)),
+            lr=lambda epoch: self.rate * self._decay(epoch / max(1, epochs)),
             validate=None if held_out is None else validate,
             patience=self.patience,
             record=record,

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
-from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
 from bdfast.defenses.loss import FineTuningLoss
-from bdfast.defenses.strength import ChosenStrength
+from bdfast.defenses.stages import Begun
+from bdfast.inversion.surrogates import Surrogates
 from bdfast.ops.lists import euclidean, norms
 from bdfast.optim import SAM
 from bdfast.optim.sharp_optimizer import Group
-from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
-from bdfast.training.copies import copy_of
 
 EPS = 1e-12
 PERIOD = 100
@@ -29,7 +27,7 @@ PERIOD = 100
 
 
 @dataclass(frozen=True)
-class FTSAMDefense(Distilling, ChosenStrength):
+class FTSAMDefense(Distilling):
     """Zhu et al., "Enhancing fine-tuning based backdoor defense with sharpness-aware minimization" (ICCV 2023,
     arXiv 2304.11823).
 
@@ -37,9 +35,9 @@ class FTSAMDefense(Distilling, ChosenStrength):
     moves and which the adaptive perturbation moves most.
 
     Attributes:
-        rho: Radius of the perturbation; left out, `bdfast.selection` chooses it from clean data; published: 2, at a
-            tenth of this lr. The files of settings for GTSRB and Tiny ImageNet say 8 and no label smoothing, but the
-            published command line overrides them with its own defaults, 2 and 0.1, unless it is given others.
+        rho: Radius of the perturbation; published: 2. The files of settings for GTSRB and Tiny ImageNet say 8 and no
+            label smoothing, but the published command line overrides them with its own defaults, 2 and 0.1, unless it
+            is given others.
         adaptive: Perturb each weight in proportion to its square (ASAM).
         rho_min: What rho falls to, in proportion to the learning rate; left out, rho stays.
         surrogate_gap: The alpha of GSAM; published: 0.
@@ -68,43 +66,35 @@ class FTSAMDefense(Distilling, ChosenStrength):
     batches and what is drawn for the augmentation are not those of the published code. That also draws its clean set,
     equally many images of each class; give such a set."""
 
-    epochs: int = 15
-    lr: float = 0.1
-    rho: float | None = None
+    rho: float = 1.0
     adaptive: bool = True
     rho_min: float | None = None
     surrogate_gap: float = 0.0
     compat: Literal["official"] | None = None
 
-    strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (0.25, 0.5, 0.75, 1.0)
+    rates: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.2)
+    unsuspected: ClassVar[int | None] = 3
 
     def __post_init__(self) -> None:
         self.check_at_least("rho", 0)
         self.check_at_least("rho_min", 0)
         super().__post_init__()
 
-    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`."""
-        given = copy_of(model)
-
-        def attempt(options: FTSAMDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
-            options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, record=False)
-
-        settled, chosen = self.settled(given, clean, run, attempt)
-        settled.fine_tune(model, given, clean, run, "fine-tune")
-        return Outcome(chosen=chosen)
+    def begin(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> Begun:
+        """See `Staged.begin`."""
+        return Begun(lambda options, images, stage: options.fine_tune(model, given, images, run, stage))
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> SAM:
         """SGD with the gradient of the perturbed weights."""
-        assert self.rho is not None
         return (_SubtractingSAM if self.compat else SAM)(
             model.named_parameters(),
             torch.optim.SGD,
             rho=self.rho,
             adaptive=self.adaptive,
             surrogate_gap=self.surrogate_gap,
-            lr=self.lr,
+            lr=self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
@@ -116,14 +106,13 @@ class FTSAMDefense(Distilling, ChosenStrength):
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The learning rate of `compat`, and the radius that goes with the learning rate."""
-        assert self.rho is not None
         for group in optimizer.param_groups:
             if self.compat:
                 done = group.setdefault("steps", 0)
-                group["lr"] = self.lr * (1 + math.cos(math.pi * done / PERIOD)) / 2
+                group["lr"] = self.rate * (1 + math.cos(math.pi * done / PERIOD)) / 2
                 group["steps"] = done + 1
             if self.rho_min is not None:
-                group["rho"] = self.rho_min + (self.rho - self.rho_min) * group["lr"] / self.lr
+                group["rho"] = self.rho_min + (self.rho - self.rho_min) * group["lr"] / self.rate
 
 
 class _SubtractingSAM(SAM):

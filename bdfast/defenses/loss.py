@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ class PreparedBatch(NamedTuple):
 
     batch: Batch
     kept: torch.Tensor | None = None
+    beside: Any = None
+    """What else a method keeps."""
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,17 @@ from torch import nn
 
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
-from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
-from bdfast.defenses.strength import ChosenStrength
+from bdfast.defenses.stages import Begun
 from bdfast.inversion import BTIDBF, Inversion
+from bdfast.inversion.surrogates import Surrogates
 from bdfast.optim import PAM
-from bdfast.selection import PROBE_EPOCHS
 from bdfast.training import Run
 from bdfast.training.batchnorm import Policy
-from bdfast.training.copies import copy_of
 
 
 @dataclass(frozen=True)
-class PAMDefense(Distilling, ChosenStrength):
+class PAMDefense(Distilling):
     """Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense" (NeurIPS 2024,
     arXiv 2410.09838): PAM.
 
@@ -32,12 +30,11 @@ class PAMDefense(Distilling, ChosenStrength):
     there too, and a few steps do not restore the backdoor.
 
     Attributes:
-        rho: Length of the move towards the backdoored weights, in their units; left out, `bdfast.selection` chooses it
-            from clean data; published: 0.5.
+        rho: Length of the move towards the backdoored weights, in their units; published: 0.5.
         rounds: How often inversion and fine-tuning take turns; the generator goes on learning in each, on the network
             as it then is; published: 3.
-        epochs: Epochs of the fine-tuning in each round; published: 30.
-        lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
+        epochs: Epochs of the fine-tuning in each round, if not as many as make `updates` in a stage; published: 30.
+        lr: As in every method that trains in stages; published: 0.01.
         momentum: Of SGD; published: 0.1.
         weight_decay: L2 penalty; published: none.
         triggered_share: Share of the images in a batch that get the inverted trigger; published: 0.2.
@@ -71,10 +68,9 @@ class PAMDefense(Distilling, ChosenStrength):
     **bdfast.PAMDefense.PUBLISHED)`. The order of the batches, and what is drawn for the augmentation and for the
     triggered images, are not those of the published code."""
 
-    rho: float | None = None
+    updates: int = 60
+    rho: float = 0.15
     rounds: int = 2
-    epochs: int = 5
-    lr: float = 0.02
     weight_decay: float = 0.0
     triggered_share: float = 0.1
     target: int | None = None
@@ -82,8 +78,8 @@ class PAMDefense(Distilling, ChosenStrength):
     bn: Policy = "recalibrate"
     compat: Literal["official"] | None = None
 
-    strength: ClassVar[str] = "rho"
-    ladder: ClassVar[Sequence[float]] = (0.05, 0.1, 0.15, 0.2, 0.3)
+    rates: ClassVar[Sequence[float]] = (0.003, 0.01, 0.03, 0.1)
+    unsuspected: ClassVar[int | None] = 2
     official_statistics = "perturbed"
 
     def __post_init__(self) -> None:
@@ -93,37 +89,43 @@ class PAMDefense(Distilling, ChosenStrength):
         self.check_at_least("invert_epochs", 1)
         super().__post_init__()
 
-    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`."""
-        given = copy_of(model)
+    @property
+    def parts(self) -> int:
+        """How many times a stage trains for `epochs`."""
+        return self.rounds
+
+    def begin(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> Begun:
+        """Invert a trigger; see `Staged.begin`."""
         published = BTIDBF.PUBLISHED if self.compat else {}
         inverter = BTIDBF(**{**published, "target": self.target, "epochs": self.invert_epochs})
-        inversion = inverter.run(given, clean, run)
-        change = self._triggering(inversion)
+        inversion = first = inverter.run(given, data, run)
 
-        def attempt(options: PAMDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
-            options.fine_tune(candidate, given, images, run, stage, epochs=PROBE_EPOCHS, change=change, record=False)
+        def train(options: PAMDefense, images: Batches, stage: str) -> None:
+            nonlocal inversion
+            # A round that was finished before a kill loads its optimizer as well, so that the next goes on from there.
+            optimizer = options.optimizer(model, given) if self.compat else None
+            for index in range(self.rounds):
+                name = f"{stage}, round {index + 1}" if index else stage
+                if not self.compat and trained:
+                    inversion = inverter.run(model, images, run, f"invert before {name}", start=inversion)
+                options.fine_tune(
+                    model, given, images, run, name, optimizer=optimizer, change=self._triggering(inversion)
+                )
+                trained.append(name)
 
-        settled, chosen = self.settled(given, clean, run, attempt)
-        # A round that was finished before a kill loads its optimizer as well, so that the next goes on from there.
-        optimizer = settled.optimizer(model, given) if self.compat else None
-        for index in range(self.rounds):
-            if index > 0 and not self.compat:
-                inversion = inverter.run(model, clean, run, f"invert {index + 1}", start=inversion)
-            stage = f"fine-tune {index + 1}" if index else "fine-tune"
-            change = self._triggering(inversion)
-            settled.fine_tune(model, given, clean, run, stage, optimizer=optimizer, change=change)
-        return Outcome(chosen=chosen, found={"target": inversion.target, "evidence": inversion.evidence})
+        trained: list[str] = []
+        return Begun(train, found={"target": first.target, "evidence": first.evidence})
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:
         """SGD with the gradient at weights moved towards `given`."""
-        assert self.rho is not None
         return PAM(
             model.named_parameters(),
             torch.optim.SGD,
             reference=given.parameters(),
             rho=self.rho,
-            lr=self.lr,
+            lr=self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )

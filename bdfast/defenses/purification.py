@@ -20,7 +20,7 @@ from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.defenses.base import Defense, Outcome
 from bdfast.defenses.preflight import check_model, try_training
-from bdfast.defenses.result import PurifyResult
+from bdfast.defenses.result import PurificationError, PurifyResult
 from bdfast.errors import nearest
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
 from bdfast.task import Forward, default_forward, device_of, normalized
@@ -45,10 +45,11 @@ def purify(
     model: nn.Module,
     clean: Dataset[Any] | DataLoader[Any],
     *,
-    method: str | Defense = "tsbd",
+    method: str | Defense = "uau",
     workdir: str | os.PathLike[str] | None = None,
     progress: bool | Progress = False,
     inplace: bool = False,
+    strict: bool = False,
     seed: int = 0,
     batch_size: int = 256,
     augment: Augment | None = AUGMENTATION,
@@ -72,8 +73,10 @@ def purify(
             again with the same arguments and samples, and ends with the same bits.
         progress: Show progress on stderr.
         inplace: Purify `model` itself instead of a copy. If the run fails, its weights are as they were.
+        strict: Raise `PurificationError`, which holds the result, where the verdict is neither "removed" nor "nothing
+            found", where there is none, or where purification has cost more than 5 points of accuracy.
         seed: Fixes all randomness. The global generators are left where they were.
-        batch_size: For a data set; a DataLoader brings its own.
+        batch_size: For a data set; a DataLoader brings its own. Methods that count updates choose theirs.
         augment: Applied to the images of every training batch of (images, ...). The default shifts images by a few
             pixels; None is for data that is augmented already.
         amp: Compute the forward passes in bfloat16 where the device has instructions for it.
@@ -95,6 +98,7 @@ def purify(
             was changed then.
         TypeError: `clean` is a stream, or a loader that makes its batches by other means than a DataLoader does.
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
+        PurificationError: See `strict`. With `inplace`, the weights are those of the result.
     """
     defense = _defense(method, options)
     seed = number(seed)
@@ -116,7 +120,10 @@ def purify(
             run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, f"{settings} {facts.digest}"))
         for warning in facts.warnings():
             warnings.warn(warning, stacklevel=2)
-        return _purify(model, defense, batches, run, facts, inplace=inplace, channels_last=channels_last)
+        result = _purify(model, defense, batches, run, facts, inplace=inplace, channels_last=channels_last)
+    if strict and not result.successful:
+        raise PurificationError(result)
+    return result
 
 
 def _purify(
@@ -164,6 +171,7 @@ def _purify(
         seconds=perf_counter() - started,
         updates=run.updates,
         warnings=[*facts.warnings(), *damage],
+        damaged=bool(damage),
         verdict=outcome.verdict,
     )
 

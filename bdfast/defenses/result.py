@@ -35,6 +35,7 @@ class PurifyResult:
         updates: Steps of optimizers that it took, those of probes and of trigger inversion included.
         warnings: What speaks against trusting the result, such as a model at chance on the clean set.
         verdict: Whether the backdoor is gone, as far as clean images tell; None where the method cannot tell.
+        damaged: Whether purification has cost more than 5 points of accuracy on the clean set.
     """
 
     model: nn.Module
@@ -48,6 +49,13 @@ class PurifyResult:
     updates: int
     warnings: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
+    damaged: bool = False
+
+    @property
+    def successful(self) -> bool:
+        """Whether there is a verdict that speaks for the model, and no damage."""
+        good = self.verdict is not None and self.verdict.status in ("removed", "nothing found")
+        return good and not self.damaged
 
     def save(self, folder: str | os.PathLike[str], *, description: str | None = None) -> None:
         """Write `model.safetensors`, `scores.csv` and `result.json` into `folder`, each whole or not at all.
@@ -81,3 +89,21 @@ class PurifyResult:
     def neurons_reset(self) -> int:
         """How many neurons the defense reset."""
         return 0 if self.neurons is None else int(self.neurons.sum())
+
+
+class PurificationError(RuntimeError):
+    """A purification that did not do what it should, of a caller who asked to be told by an exception.
+
+    Attributes:
+        result: What came out.
+    """
+
+    def __init__(self, result: PurifyResult) -> None:
+        self.result = result
+        got = "no verdict" if result.verdict is None else f"the verdict {str(result.verdict)!r}"
+        damage = " and a network that is damaged" if result.damaged else ""
+        advice = "leave lr out, so that the method judges itself" if result.verdict is None else "try another method"
+        super().__init__(
+            f"strict: expected a purification that removes the backdoor or finds none, got {got}{damage}; {advice}, "
+            "give more clean images, or look at `result` of this error."
+        )

@@ -9,15 +9,14 @@ from torch import nn
 from torch.optim import SGD
 
 from bdfast.data.batches import Batches
-from bdfast.defenses.base import Outcome
-from bdfast.defenses.fine_tuning import FineTuning
+from bdfast.defenses.stages import Begun, Staged
+from bdfast.inversion.surrogates import Surrogates
 from bdfast.optim import SAM
 from bdfast.training import Run
-from bdfast.training.copies import copy_of
 
 
 @dataclass(frozen=True)
-class SAMDefense(FineTuning):
+class SAMDefense(Staged):
     """Fine-tuning with SAM as Foret et al. (ICLR 2021) give it.
 
     Attributes:
@@ -32,10 +31,11 @@ class SAMDefense(FineTuning):
         self.check_at_least("rho", 0)
         super().__post_init__()
 
-    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`."""
-        self.fine_tune(model, copy_of(model), clean, run, "fine-tune")
-        return Outcome()
+    def begin(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> Begun:
+        """See `Staged.begin`."""
+        return Begun(lambda options, images, stage: options.fine_tune(model, given, images, run, stage))
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> SAM:
         """SGD with the gradient of the perturbed weights."""
@@ -43,7 +43,7 @@ class SAMDefense(FineTuning):
             model.named_parameters(),
             SGD,
             rho=self.rho,
-            lr=self.lr,
+            lr=self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )

@@ -12,15 +12,14 @@ from torch import nn
 from bdfast import task
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
-from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
 from bdfast.defenses.fine_tuning import Schedule
-from bdfast.defenses.strength import ChosenStrength
-from bdfast.neurons import NeuronIndex, NeuronScores, Reinitialized, neuron_weight_change, reinitialize
+from bdfast.defenses.stages import Begun
+from bdfast.inversion.surrogates import Surrogates
+from bdfast.neurons import NeuronIndex, neuron_weight_change, reinitialize
 from bdfast.ops import Scope
 from bdfast.ops.finite import check_finite_gradients
 from bdfast.optim import GradientNorm
-from bdfast.selection import PROBE_EPOCHS
 from bdfast.task import StepResult
 from bdfast.training import Run
 from bdfast.training.copies import copy_of
@@ -31,7 +30,7 @@ OFFICIAL_STOP = 0.1
 
 
 @dataclass(frozen=True)
-class TSBDDefense(Distilling, ChosenStrength):
+class TSBDDefense(Distilling):
     """Lin et al., "Unveiling and mitigating backdoor vulnerabilities based on unlearning weight changes and backdoor
     activeness" (NeurIPS 2024, arXiv 2405.20291).
 
@@ -39,14 +38,14 @@ class TSBDDefense(Distilling, ChosenStrength):
     changed most in the neurons that it changed most; stage 2 fine-tunes with a penalty on the gradient norm.
 
     Attributes:
-        n: Share of the neurons to reinitialise, in (0, 1]; left out, `bdfast.selection` chooses it from clean data.
+        n: Share of the neurons to reinitialise, in (0, 1]; the published code tries eleven values.
         m: Share of their sub-weights to zero, in (0, 1].
         unlearn_lr: Learning rate of the ascent; published: 1e-4.
         unlearn_to: What unlearning leaves of the accuracy beyond that of a constant answer, as a share; published: 0.
             What moves once accuracy collapses says little about the neurons (docs/choosing-strength.md).
         unlearn_epochs: Most epochs of ascent, as published; it ends within the epoch that reaches `unlearn_to`.
-        epochs: Epochs of the fine-tuning; published: 21, numbered from 0 to 20.
-        lr: Learning rate of the fine-tuning in its first epoch; published: 0.01.
+        epochs: Epochs of a stage, if not as many as make `updates`; published: 21, numbered from 0 to 20.
+        lr: As in every method that trains in stages; published: 0.01.
         schedule: How it falls from epoch to epoch: "cosine", to zero, or "constant", as published.
         weight_decay: L2 penalty of the fine-tuning; published: none.
         rho: Radius of the perturbation at which the second gradient is taken.
@@ -82,13 +81,11 @@ class TSBDDefense(Distilling, ChosenStrength):
     and chooses none: `purify(..., n=0.2, **bdfast.TSBDDefense.PUBLISHED)`. It has no flip on other data sets. What is
     drawn for the augmentation is not what the published code draws."""
 
-    n: float | None = None
+    n: float = 0.1
     m: float = 0.7
     unlearn_lr: float = 1e-3
     unlearn_to: float = 0.5
     unlearn_epochs: int = 1000
-    epochs: int = 12
-    lr: float = 0.03
     schedule: Schedule = "cosine"
     weight_decay: float = 0.0
     rho: float = 0.05
@@ -97,23 +94,24 @@ class TSBDDefense(Distilling, ChosenStrength):
     layers: str = "auto"
     compat: Literal["official"] | None = None
 
-    strength: ClassVar[str] = "n"
-    ladder: ClassVar[Sequence[float]] = (0.1, 0.15, 0.2, 0.25, 0.3)
+    rates: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.2)
+    unsuspected: ClassVar[int | None] = 3
     official_statistics = "after"
 
     def __post_init__(self) -> None:
         for name in ("n", "m"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
+            if not 0 < value <= 1:
                 raise ValueError(f"{name}: expected a share in (0, 1], got {value}; 0.15 takes 15 %.")
         self.check_positive("unlearn_lr")
         self.check_share("unlearn_to", most=0.9)
         super().__post_init__()
 
-    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`."""
-        if self.compat:
-            clean = clean.unshuffled()
+    def begin(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> Begun:
+        """Unlearn, and zero what that changed most; see `Staged.begin`."""
+        clean = data.unshuffled() if self.compat else data
         index = _trainable(NeuronIndex.in_scope(model, self.layers, compat=self.compat), model)
         unlearned = self.unlearn(model, clean, run)
         scores = neuron_weight_change(unlearned, model, index=index)
@@ -122,16 +120,12 @@ class TSBDDefense(Distilling, ChosenStrength):
                 f"model: expected neurons that unlearning changes in different degree, got {len(scores)} that it "
                 "changed alike, so that none can be told from the others; raise unlearn_lr, or choose other layers."
             )
+        zeroed = reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
 
-        def attempt(options: TSBDDefense, candidate: nn.Module, images: Batches, stage: str) -> None:
-            options._reinitialize(candidate, scores, unlearned, model)
-            options.fine_tune(candidate, model, images, run, stage, epochs=PROBE_EPOCHS, record=False)
+        def train(options: TSBDDefense, images: Batches, stage: str) -> None:
+            options.fine_tune(model, given, images.unshuffled() if self.compat else images, run, stage)
 
-        settled, chosen = self.settled(model, clean, run, attempt)
-        given = copy_of(model)
-        neurons = settled._reinitialize(model, scores, unlearned, given).neurons
-        settled.fine_tune(model, given, clean, run, "fine-tune")
-        return Outcome(scores, neurons, chosen)
+        return Begun(train, scores, zeroed.neurons)
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> GradientNorm:
         """SGD with the penalty on the gradient norm."""
@@ -141,7 +135,7 @@ class TSBDDefense(Distilling, ChosenStrength):
             rho=self.rho,
             alpha=self.alpha,
             scope=self.scope,
-            lr=self.lr,
+            lr=self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
@@ -192,12 +186,6 @@ class TSBDDefense(Distilling, ChosenStrength):
                 f"after {self.unlearn_epochs} epochs; raise unlearn_lr, unlearn_to or unlearn_epochs."
             )
         return unlearned
-
-    def _reinitialize(
-        self, model: nn.Module, scores: NeuronScores, unlearned: nn.Module, given: nn.Module
-    ) -> Reinitialized:
-        assert self.n is not None
-        return reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
 
 
 def _trainable(index: NeuronIndex, model: nn.Module) -> NeuronIndex:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,34 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from bdfast.data.batches import Batch, Batches, with_images
-from bdfast.defenses.base import Outcome
 from bdfast.defenses.distillation import Distilling
-from bdfast.defenses.verdict import Verdict
-from bdfast.inversion.scene import scene_of
-from bdfast.inversion.surrogates import Surrogates, find_surrogates
+from bdfast.defenses.stages import Begun
+from bdfast.inversion.least_length import least_lengths
+from bdfast.inversion.scene import Scene, scene_of
+from bdfast.inversion.surrogates import Surrogates
 from bdfast.inversion.universal import lead
-from bdfast.training import Probe, Run
+from bdfast.training import Run
 from bdfast.training.batchnorm import Policy
-from bdfast.training.budget import budget
-from bdfast.training.copies import copy_of
 from bdfast.training.seeds import derived_seed
-
-TUNED_ON = 0.75
-"""Share of the clean images that are trained on; the verdict looks at the others."""
-
-ENOUGH = 0.03
-"""The residual at which no further stage follows: below that of the verdict, as the ASR may be larger."""
-
-WORTH = 0.5
-"""The share of the residual that a further stage may leave; one that leaves more costs accuracy for nothing."""
-
-STRONGER = 2.0
-"""Factor between the learning rates of two stages."""
 
 FACTORS, FACTORS_TO_ALL = (1.0, 1.5, 2.5), (1.0, 1.5)
 """Lengths of the changes, as multiples of the least length of their class. A small patch is a longer change than the
 shortest dense one: without the long ones, some of its effect was left on a tuning network. Where the changes lead to
 all classes, the long ones cost accuracy."""
+
+WINDOWS_TO_ALL = 1
+"""Changes in a window to each class, where these are all classes."""
+
+WINDOW_SIDES, WINDOW_CHANGE = (0.1, 0.25), 0.6
+"""Sides of the windows, as shares of the image, and the root mean square of a change there, as a share of the range."""
 
 AT_ONCE = 10
 """Most target labels in a round."""
@@ -62,121 +52,115 @@ class UAUDefense(Distilling):
     if that costs too much, the network stays as it was.
 
     Attributes:
-        lr: Learning rate in the first round of the first stage, from which it falls from round to round as `schedule`
-            says; each stage doubles it.
-        stages: Most stages.
-        rounds: Searches for changes in a stage.
-        updates: Updates in a stage, about; batch size and epochs follow from the number of images.
-        epochs: Epochs in a round; 0 takes them from `updates`.
+        rounds: Searches for changes in a stage; the learning rate falls from round to round, as `schedule` says.
+        epochs: Epochs in a round, if not as many as make `updates` in a stage.
         changed_share: Share of the images in a batch that get a change.
+        windows: Changes in a small window towards each suspected label, beside those of the whole image. Without them
+            the patch on a vision transformer stayed.
         target: The target label, where it is known.
-        max_accuracy_drop: A further stage, or the only one, that costs more held-out accuracy than this and one
-            standard error is undone. So is a further one that leaves more than half of the residual.
     """
 
     paper: ClassVar[str] = "ours, after Zeng et al., i-BAU, ICLR 2022, arXiv 2110.03735"
 
-    lr: float = 0.003
-    stages: int = 3
+    updates: int = 200
     rounds: int = 5
-    updates: int = 300
-    epochs: int = 0
     changed_share: float = 0.5
+    windowed_share: float = 0.25
     target: int | None = None
-    max_accuracy_drop: float = 0.03
+    windows: int = 3
     bn: Policy = "recalibrate"
 
+    rates: ClassVar[Sequence[float]] = (0.003, 0.01)
+    unsuspected: ClassVar[int | None] = 1
+
     def __post_init__(self) -> None:
-        for name in ("stages", "rounds", "updates"):
-            self.check_at_least(name, 1)
+        self.check_at_least("rounds", 1)
+        self.check_at_least("windows", 0)
         self.check_share("changed_share")
-        self.check_positive("max_accuracy_drop")
+        self.check_share("windowed_share")
         super().__post_init__()
 
-    def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
-        """Purify `model` in place; see `Defense.run`.
+    @property
+    def parts(self) -> int:
+        """How many times a stage trains for `epochs`."""
+        return self.rounds
 
-        Raises:
-            FloatingPointError: A gradient of the first stage became NaN or infinite; a later stage is undone then.
-        """
-        given = copy_of(model)
-        tuning, held_out = clean.split(TUNED_ON, derived_seed(run.seed, "held out"))
-        # All images: of a hundred, every one counts, and a trigger that was fitted to held-out images is no weaker.
-        with scene_of(given, clean, run) as scene:
-            draws = torch.Generator().manual_seed(derived_seed(run.seed, "surrogates"))
-            surrogates = find_surrogates(scene, draws, targets=None if self.target is None else [self.target])
+    def begin(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> Begun:
+        """See `Staged.begin`."""
+        lengths, targets = self._suspects(given, data, run, surrogates)
 
-        def judged() -> tuple[float, float]:
-            with scene_of(model, held_out, run) as scene:
-                residual = surrogates.residual(scene)
-            return residual, run.accuracy(model, held_out)
+        def train(options: UAUDefense, images: Batches, stage: str) -> None:
+            for index in range(self.rounds):
+                name = f"{stage}, round {index + 1}"
+                change = self._changing(model, images, run, lengths, targets, name)
+                in_round = replace(options, lr=options.rate * self._decay(index / self.rounds), schedule="constant")
+                in_round.fine_tune(model, given, images, run, name, change=change)
 
-        before = after = judged()
-        chosen, probes = 0.0, []
-        floor = before[1] - self.max_accuracy_drop - (before[1] * (1 - before[1]) / len(held_out)) ** 0.5
-        for stage in range(self.stages if surrogates.targets else 1):
-            kept = copy.deepcopy(model.state_dict())
-            try:
-                self._unlearn(stage, model, given, tuning, run, surrogates)
-            except FloatingPointError:
-                if stage == 0:
-                    raise
-                model.load_state_dict(kept)
-                break
-            reached = judged()
-            # Before the first stage there is nothing but the backdoor: with a suspect it stays, whatever it costs.
-            needed = stage == 0 and bool(surrogates.targets)
-            undone = not needed and (reached[1] < floor or reached[0] > WORTH * after[0])
-            rate = self.lr * STRONGER**stage
-            probes.append(Probe("lr", rate, reached[1], floor, chosen=False, residual=reached[0]))
-            if undone:
-                model.load_state_dict(kept)
-                break
-            after, chosen = reached, rate
-            if after[0] <= ENOUGH:
-                break
-        run.history.extend(replace(probe, chosen=probe.value == chosen) for probe in probes)
-        verdict = Verdict(tuple(surrogates.targets), before[0], after[0], before[1], after[1], len(held_out))
-        lengths = [length if length < math.inf else None for length in surrogates.lengths.lengths.tolist()]
-        return Outcome(found={"targets": surrogates.targets, "least_lengths": lengths}, verdict=verdict)
+        return Begun(train)
 
-    def _unlearn(
-        self, stage: int, model: nn.Module, given: nn.Module, tuning: Batches, run: Run, surrogates: Surrogates
-    ) -> None:
-        length = budget(max(1, self.updates // self.rounds), len(tuning))
-        data = tuning.in_batches_of(length.batch_size)
-        for index in range(self.rounds):
-            name = f"unlearn {stage + 1}.{index + 1}"
-            change = self._changing(model, tuning, run, surrogates, name)
-            options = replace(
-                self,
-                lr=self.lr * STRONGER**stage * self._decay(index / self.rounds),
-                epochs=self.epochs or length.epochs,
-                schedule="constant",
-            )
-            options.fine_tune(model, given, data, run, name, change=change)
+    def _suspects(
+        self, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
+    ) -> tuple[Tensor, list[int]]:
+        """What it takes to lead images to each class, and the suspects."""
+        if surrogates is not None:
+            return surrogates.lengths.lengths, surrogates.targets
+        draws = torch.Generator().manual_seed(derived_seed(run.seed, "surrogates"))
+        with scene_of(given, data, run) as scene:
+            found = least_lengths(scene, draws, among=None if self.target is None else [self.target])
+        return found.lengths, found.suspects if self.target is None else [self.target]
 
     def _changing(
-        self, model: nn.Module, tuning: Batches, run: Run, surrogates: Surrogates, name: str
+        self, model: nn.Module, tuning: Batches, run: Run, least: Tensor, suspects: list[int], name: str
     ) -> Callable[[Batch], Batch]:
         """Puts changes that lead `model`, as it is now, to target labels on some images of a batch; labels stay."""
         draws = torch.Generator().manual_seed(derived_seed(run.seed, name))
         with scene_of(model, tuning, run) as scene:
-            led_to = surrogates.targets or torch.randperm(scene.classes, generator=draws)[:AT_ONCE].tolist()
-            factors = FACTORS if surrogates.targets else FACTORS_TO_ALL
-            targets = torch.tensor(led_to).repeat_interleave(len(factors)).to(scene.images.device)
-            lengths = _usable(surrogates.lengths.lengths)[targets.cpu()] * torch.tensor(factors).repeat(len(led_to))
-            start = torch.randn(len(targets), *scene.images.shape[1:], generator=draws).to(scene.images.device)
-            changes = lead(scene, targets, start, lengths.clamp(max=1.0).to(scene.images.device), draws)
+            led_to = suspects or torch.randperm(scene.classes, generator=draws)[:AT_ONCE].tolist()
+            everywhere = _everywhere(scene, led_to, least, FACTORS if suspects else FACTORS_TO_ALL, draws)
+            windows = min(self.windows, WINDOWS_TO_ALL) if not suspects else self.windows
+            in_windows = _in_windows(scene, led_to, windows, draws)
             limits = scene.limits
 
         def change(batch: Batch) -> Batch:
             images = batch[0]
-            chosen = torch.randint(len(changes), (len(images),)).to(images.device)
-            some = (torch.rand(len(images)) < self.changed_share).to(images.device).view(-1, 1, 1, 1)
-            return with_images(batch, torch.where(some, (images + changes[chosen]).clamp(*limits), images).to(images))
+            for changes, share in ((everywhere, self.changed_share), (in_windows, self.windowed_share)):
+                if len(changes):
+                    chosen = torch.randint(len(changes), (len(images),)).to(images.device)
+                    some = (torch.rand(len(images)) < share).to(images.device).view(-1, 1, 1, 1)
+                    images = torch.where(some, (images + changes[chosen]).clamp(*limits), images)
+            return with_images(batch, images.to(batch[0]))
 
         return change
+
+
+def _everywhere(
+    scene: Scene, led_to: list[int], least: Tensor, factors: Sequence[float], draws: torch.Generator
+) -> Tensor:
+    """Changes [T, C, H, W] of the whole image, of each of the lengths to each of the classes."""
+    targets = torch.tensor(led_to).repeat_interleave(len(factors))
+    lengths = (_usable(least)[targets] * torch.tensor(factors).repeat(len(led_to))).clamp(max=1.0)
+    start = torch.randn(len(targets), *scene.images.shape[1:], generator=draws).to(scene.images.device)
+    return lead(scene, targets.to(start.device), start, lengths.to(start.device), draws)
+
+
+def _in_windows(scene: Scene, led_to: list[int], each: int, draws: torch.Generator) -> Tensor:
+    """Changes [T, C, H, W] that are zero outside a square at a random place."""
+    if each == 0:
+        return scene.images[:0]
+    targets = torch.tensor(led_to).repeat_interleave(each)
+    height, width = scene.images.shape[-2:]
+    windows = torch.zeros(len(targets), 1, height, width)
+    for window in windows:
+        share = torch.empty(()).uniform_(*WINDOW_SIDES, generator=draws)
+        side = max(1, round(float(share) * min(height, width)))
+        top, left = (int(torch.randint(extent - side + 1, (), generator=draws)) for extent in (height, width))
+        window[:, top : top + side, left : left + side] = 1
+    start = torch.randn(len(targets), *scene.images.shape[1:], generator=draws)
+    lengths = WINDOW_CHANGE * windows.mean((1, 2, 3)).sqrt()
+    start, windows, targets, lengths = (x.to(scene.images.device) for x in (start * windows, windows, targets, lengths))
+    return lead(scene, targets, start, lengths, draws, windows=windows)
 
 
 def _usable(lengths: Tensor) -> Tensor:

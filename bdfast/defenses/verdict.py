@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-REMOVED, REDUCED = 0.05, 0.5
+REMOVED, REDUCED = 0.05, 0.15
 """Residuals up to which a backdoor counts as removed, and below which it counts as reduced."""
 
 Status = Literal["removed", "reduced", "not removed", "nothing found"]
@@ -27,6 +27,8 @@ class Verdict:
         accuracy_before: Of the given model on the held-out images.
         accuracy_after: Of the purified one.
         held_out: How many held-out images there are.
+        clear: Whether the targets are clearly easier to reach than all other classes. Else "nothing found": in clean
+            networks some class is the easiest, too.
     """
 
     targets: tuple[int, ...]
@@ -35,11 +37,12 @@ class Verdict:
     accuracy_before: float
     accuracy_after: float
     held_out: int
+    clear: bool = True
 
     @property
     def status(self) -> Status:
         """In one phrase."""
-        if not self.targets:
+        if not self.targets or not self.clear:
             return "nothing found"
         if self.residual_after <= REMOVED:
             return "removed"
@@ -56,4 +59,8 @@ class Verdict:
             return f"nothing found: no class is easier to reach than all others; {accuracy}"
         targets = ", ".join(map(str, self.targets))
         residual = f"residual {self.residual_before:.2f} -> {self.residual_after:.2f}"
+        if not self.clear:
+            return (
+                f"nothing found: no class is clearly easier to reach; of the easiest, {targets}: {residual}; {accuracy}"
+            )
         return f"{self.status}: target label {targets}, {residual}, {accuracy}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bdfast.data.batches import Batches
+from bdfast.data.batches import Batch, Batches
 from bdfast.task import at_least_float32
 from bdfast.training import Run
 from bdfast.training.modes import preserved_modes
@@ -90,6 +90,17 @@ def scene_of(network: nn.Module, clean: Batches, run: Run) -> Iterator[Scene]:
         yield Scene(logits, images[mixed], labels[mixed], classes, limits, clean.batch_size)
 
 
+def holds_images(clean: Batches) -> bool:
+    """Whether the batches are (images [B, C, H, W], labels [B], ...), which searches for triggers need."""
+    return _pair(next(iter(clean.ordered()))) is not None
+
+
+def _pair(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    images, labels = batch[:2] if isinstance(batch, tuple | list) and len(batch) > 1 else (None, None)
+    known = isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim == 1
+    return (images, labels) if known else None
+
+
 def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """The images [N, C, H, W] and labels [N] of the first batches that hold `most`, and least and greatest value.
 
@@ -99,8 +110,8 @@ def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, fl
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in clean.ordered():
-        pair = batch[:2] if isinstance(batch, tuple | list) else ()
-        if len(pair) != 2 or not isinstance(pair[0], Tensor) or pair[0].ndim != 4:
+        pair = _pair(batch)
+        if pair is None:
             raise ValueError(
                 f"{clean.name}: expected batches of (images [B, C, H, W], labels), got {type(batch).__name__}; trigger "
                 "inversion changes pixels, so give images by themselves."

@@ -35,7 +35,14 @@ TINY = 1e-20
 
 
 def lead(
-    scene: Scene, targets: Tensor, changes: Tensor, lengths: Tensor, draws: torch.Generator, *, steps: int = STEPS
+    scene: Scene,
+    targets: Tensor,
+    changes: Tensor,
+    lengths: Tensor,
+    draws: torch.Generator,
+    *,
+    steps: int = STEPS,
+    windows: Tensor | None = None,
 ) -> Tensor:
     """Move changes [T, C, H, W] so that images follow them to `targets` [T]; none gets longer than `lengths` [T].
 
@@ -49,11 +56,14 @@ def lead(
         lengths: [T], root mean square of a pixel's change, as a share of the range.
         draws: Draws the images.
         steps: How many.
+        windows: [T, 1, H, W], 1 where a change may be other than zero and 0 elsewhere; everywhere when left out.
     """
     radius = (lengths * scene.span * changes[0].numel() ** 0.5).view(-1, 1, 1, 1).to(changes)
     for step in range(steps):
         drawn = scene.drawn(draws)[:PER_STEP]
         gradient = gradient_towards(scene, targets, changes, drawn)
+        if windows is not None:
+            gradient = gradient * windows
         changes = changes - PACE * (1 - step / steps) * radius * gradient / norms(gradient).clamp_min(TINY)
         changes = changes * (radius / norms(changes).clamp_min(TINY)).clamp(max=1)
     return changes

@@ -34,7 +34,7 @@ def write(
     """Writes `report.html` and its figures into `folder`, replacing an earlier report as a whole.
 
     The page needs nothing but itself: no network, no script, no file beside it. The figures are written again
-    as `metrics.png`, `weight_change.png`, `strength.png`, `accuracy.png`, `sharpness.png`, `path.png` and
+    as `metrics.png`, `weight_change.png`, `accuracy.png`, `sharpness.png`, `path.png` and
     `examples.png`. A figure without data is left out, and removed where an earlier report has left it.
 
     Args:

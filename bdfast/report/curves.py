@@ -1,4 +1,4 @@
-"""What the figures draw of a history: accuracy by epoch, and the probes of a strength."""
+"""What the figures draw of a history: accuracy by epoch, and the stages that were tried."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def known(value: Any) -> float | None:
 
 
 def curve(history: History, stage: str) -> list[tuple[float, float]]:
-    """(epoch, accuracy) of the epochs of a stage; rounds of a stage ("fine-tune 2") follow one another."""
+    """(epoch, accuracy) of the epochs of a stage; its parts ("fine-tune at 0.01, round 2") follow one another."""
     rounds: dict[str, list[Epoch]] = {}
     for row in history:
-        if isinstance(row, Epoch) and (row.stage == stage or row.stage.rpartition(" ")[0] == stage):
+        if isinstance(row, Epoch) and (row.stage == stage or row.stage.startswith((f"{stage} at ", f"{stage}, "))):
             rounds.setdefault(row.stage, []).append(row)
     points: list[tuple[float, float]] = []
     for rows in rounds.values():
@@ -30,7 +30,6 @@ def curve(history: History, stage: str) -> list[tuple[float, float]]:
     return points
 
 
-def probes(history: History) -> list[Probe]:
-    """The probes with a finite accuracy, weak to strong."""
-    tried = [row for row in history if isinstance(row, Probe) and known(row.accuracy) is not None]
-    return sorted(tried, key=lambda probe: probe.value)
+def stages(history: History) -> list[Probe]:
+    """The stages that were judged, in order; those without a finite accuracy are left out."""
+    return [row for row in history if isinstance(row, Probe) and known(row.accuracy) is not None]

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from bdfast.report.curves import curve, known, probes
+from bdfast.report.curves import curve, known
 from bdfast.report.examples import MAX_SHOWN, Examples
 from bdfast.training import History
 
@@ -140,46 +140,6 @@ def weight_change(scores: NeuronScores, neurons: torch.Tensor, *, width: float =
     _count_column(axes, layers, marked)
     if orange.any() and (~orange).any() and x[orange].min() >= x[~orange].max():
         _cut_off(axes, x[orange].min())
-    return figure
-
-
-@styled
-def strength(history: History, *, width: float = WIDE) -> Figure:
-    """How the strength was chosen: held-out clean accuracy of every probe, and the lowest accepted one.
-
-    Args:
-        history: One `Probe` at least.
-        width: Inches.
-    """
-    tried = probes(history)
-    xs, ys = [probe.value for probe in tried], [100 * probe.accuracy for probe in tried]
-    figure = Figure(figsize=(width, 2.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(xs, ys, color=HAIRLINE, linewidth=1.5, zorder=1)
-    kinds = ((True, AFTER, "o", "accepted"), (False, BEFORE, "X", "costs too much"))
-    for kept, colour, marker, label in kinds:
-        points = [(probe.value, 100 * probe.accuracy) for probe in tried if probe.kept is kept]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=6, label=label)
-    text: dict[str, Any] = {"textcoords": "offset points", "size": 8}
-    lowest = tried[0].floor
-    axes.axhline(100 * lowest, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-    label, edge = f"lowest accepted {percent(lowest)}", ("axes fraction", "data")
-    axes.annotate(label, (1, 100 * lowest), (0, -4), xycoords=edge, ha="right", va="top", **text)
-    ys.append(100 * lowest)
-    for probe in tried:
-        if probe.chosen:
-            point = (probe.value, 100 * probe.accuracy)
-            side = "left" if point[0] < 0.15 * max(xs) else "right" if point[0] > 0.85 * max(xs) else "center"
-            axes.scatter(*point, s=120, facecolors="none", edgecolors=INK, linewidths=1.2)
-            axes.annotate(f"chosen: {probe.option} = {probe.value:g}", point, (0, 10), ha=side, weight="bold", **text)
-    room = max(0.22 * (max(ys) - min(ys)), 1.0)
-    right = max(xs) or 1
-    axes.set(xlim=(-0.04 * right, 1.08 * right), ylim=(min(ys) - room, max(ys) + room))
-    axes.set_xlabel(f"strength: {tried[0].option}", loc="left")
-    axes.set_ylabel("held-out clean accuracy (%)")
-    axes.grid(axis="y")
-    axes.legend(loc="lower left", frameon=False, handletextpad=0.2, borderaxespad=0)
     return figure
 
 

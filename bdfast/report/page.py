@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bdfast._version import __version__
 from bdfast.report import figures, landscape_figures
-from bdfast.report.curves import curve, known, probes
+from bdfast.report.curves import curve, known, stages
 from bdfast.report.examples import Examples
 from bdfast.report.figures import percent
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from bdfast.evaluation.landscape import Landscape
 
 HTML = "report.html"
-FIGURES = tuple(
-    f"{name}.png" for name in ("metrics", "weight_change", "strength", "accuracy", "sharpness", "path", "examples")
-)
+FIGURES = tuple(f"{name}.png" for name in ("metrics", "weight_change", "accuracy", "sharpness", "path", "examples"))
 _NAMES = figures.METRICS | {
     "der": "Defense effectiveness (DER)",
     "rir": "Robustness improvement (RIR)",
@@ -48,15 +46,13 @@ def render(
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """File name to content; the page comes last. Arguments as for `bdfast.report.write`."""
-    tried, scores = probes(result.history), result.scores
+    scores = result.scores
     curves = {stage: curve(result.history, stage) for stage in ("unlearn", "fine-tune")}
     drawings: dict[str, Callable[..., Figure]] = {}
     if any(_value(metrics, key) is not None for metrics in (before, after) for key in figures.METRICS):
         drawings["metrics"] = partial(figures.metrics, before, after)
     if scores is not None and result.neurons is not None:
         drawings["weight_change"] = partial(figures.weight_change, scores, result.neurons)
-    if tried:
-        drawings["strength"] = partial(figures.strength, result.history)
     if any(curves.values()):
         drawings["accuracy"] = partial(figures.accuracy, result.history)
     if landscape is not None:
@@ -79,9 +75,7 @@ def render(
         "max_layers": figures.MAX_LAYERS,
         "marked": result.neurons_reset,
         "unchanged": 0 if scores is None else int((~(scores.values > 0)).sum()),
-        "tried": len(tried),
-        "chosen": next((probe for probe in tried if probe.chosen), None),
-        "lowest": tried[0].floor if tried else None,
+        "stages": stages(result.history),
         "curves": curves,
         "landscape": landscape,
         "examples": None if examples is None else _examples(examples),

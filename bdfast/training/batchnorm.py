@@ -45,6 +45,21 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+@contextmanager
+def separate_statistics(model: nn.Module) -> Iterator[None]:
+    """The same for passes whose graphs are used after the end, which `kept_statistics` would write over."""
+    layers = [(layer, dict(layer.named_buffers(recurse=False))) for layer in batchnorms(model)]
+    try:
+        for layer, buffers in layers:
+            for name, buffer in buffers.items():
+                setattr(layer, name, buffer.clone())
+        yield
+    finally:
+        for layer, buffers in layers:
+            for name, buffer in buffers.items():
+                setattr(layer, name, buffer)
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
     """Estimate all running statistics anew, as the plain average over `batches`; no weight moves.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEAST_BATCH, MOST_BATCH = 32, 256
+LEAST_BATCH, MOST_BATCH = 128, 256
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Budget:
 
 
 def budget(updates: int, samples: int) -> Budget:
-    """Whole epochs of equal batches, as small as `LEAST_BATCH` where there are few samples.
+    """Whole epochs of batches of `LEAST_BATCH`: smaller ones cost more accuracy for what they remove.
 
     Where one epoch in such batches is more than `updates`, the batches grow up to `MOST_BATCH`; beyond that one epoch
     has more updates than asked for.

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from bdfast.cli import main
 from bdfast.data import ImageTensors
 from bdfast.data.digits import digits_source
 from bdfast.data.sources import SOURCES
-from bdfast.defenses import TSBDDefense
+from bdfast.defenses import UAUDefense
+from bdfast.defenses.purification import purify
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
 from bdfast.training import fit
@@ -18,8 +20,9 @@ from bdfast.training import fit
 
 @pytest.fixture
 def small_demo(monkeypatch):
-    """The demo on digits, with fewer epochs of everything."""
+    """The demo on digits, with less of everything."""
     monkeypatch.setitem(SOURCES, "fashion-mnist", lambda: replace(digits_source(), epochs=8))
+    monkeypatch.setattr("bdfast.cli.demo_command.purify", partial(purify, updates=10))
 
 
 @pytest.fixture
@@ -53,12 +56,13 @@ def test_demo_leaves_report_and_metrics(tmp_path, small_demo, capsys):
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((output / "metrics.json").read_text())
     assert printed == written
-    assert set(written) == {"before", "after", "der", "found", "seconds", "options"}
+    assert set(written) == {"before", "after", "der", "found", "verdict", "seconds", "options"}
     assert set(written["before"]) == set(written["after"]) == {"acc", "asr", "ra"}
     assert written["before"]["asr"] > 0.9
     assert 0 <= written["der"] <= 1
     assert written["options"]["attack"] == "badnets"
-    assert written["options"]["tsbd.n"] in TSBDDefense.ladder
+    assert written["options"]["uau.lr"] in (None, *UAUDefense.rates)
+    assert written["verdict"]["status"] in ("removed", "reduced", "not removed", "nothing found")
     page = (output / "report.html").read_text()
     assert "scikit-learn's digits" in page.replace("&#39;", "'")
     expected = {"metrics.png", "weight_change.png", "accuracy.png", "sharpness.png", "path.png", "examples.png"}
@@ -111,13 +115,21 @@ def test_demo_shows_a_table(tmp_path, small_demo, capsys):
 def test_purify_and_evaluate_a_users_model(tmp_path, checkpoint, folder, capsys):
     out = tmp_path / "purified"
     main(
-        f"purify tsbd {checkpoint} --data {folder} --output {out} --n 0.2 --epochs 1 --unlearn-lr 0.1 "
+        f"purify tsbd {checkpoint} --data {folder} --output {out} --n 0.2 --epochs 1 --lr 0.03 --unlearn-lr 0.1 "
         "--batch-size 8 --no-amp --images 12 --json --quiet".split()
     )
     summary = json.loads(capsys.readouterr().out)
     assert summary["options"]["n"] == 0.2
     assert summary["neurons_reset"] == int(0.2 * summary["neurons"])
     assert (out / "report.html").exists()
+    strict = (
+        f"purify ft {checkpoint} --data {folder} --output {out / 'strict'} --epochs 1 --lr 0.01 --no-amp --json --quiet"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main([*strict.split(), "--strict"])
+    assert stopped.value.code == 1  # with a rate there is no verdict
+    assert (out / "strict" / "model.safetensors").exists()
+    capsys.readouterr()
     main(["evaluate", str(out / "model.safetensors"), "--data", str(folder), "--recalibrate-on", str(folder), "--json"])
     metrics = json.loads(capsys.readouterr().out)
     assert 0 <= metrics["acc"] <= 1
@@ -153,7 +165,10 @@ def test_version(capsys):
         (["evaluate", "nowhere.pt", "--data", "x"], "path: expected a checkpoint, found no file nowhere.pt"),
         (["evaluate", "x.pt", "--data", "x", "--attack", "badnet"], "did you mean 'badnets'"),
         (["demo", "--attack", "magic"], "attack: expected one of badnets, blended, "),
-        (["demo", "--method", "magic"], "method: expected one of tsbd, ft_sam, pam, ft, sam, uau, got 'magic'"),
+        (
+            ["demo", "--method", "magic"],
+            "method: expected one of uau, pam, ft_sam, tsbd, sau, i_bau, ft, sam, got 'magic'",
+        ),
         (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
     ],
 )

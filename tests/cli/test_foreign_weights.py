@@ -56,7 +56,21 @@ def test_mean_and_std_with_weights_that_know_nothing_of_them(tmp_path, folder, s
     assert json.loads(capsys.readouterr().out)["acc"] == with_option
 
     out = tmp_path / "purified"
-    main(["purify", "ft", str(tmp_path / "a.pth"), *options.split(), "--output", str(out), "--epochs", "1", "--quiet"])
+    main(
+        [
+            "purify",
+            "ft",
+            str(tmp_path / "a.pth"),
+            *options.split(),
+            "--output",
+            str(out),
+            "--epochs",
+            "1",
+            "--lr",
+            "0.01",
+            "--quiet",
+        ]
+    )
     main(["evaluate", str(out / "model.safetensors"), "--data", str(folder), "--json"])
 
 

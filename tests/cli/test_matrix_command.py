@@ -10,7 +10,7 @@ networks: [{arch: preact_resnet18, width: 2}]
 data: [digits]
 attacks: [badnets]
 clean: [0.02]
-defenses: [none, {defense: ft, epochs: 1, momentum: %s}]
+defenses: [none, {defense: ft, epochs: 1, lr: 0.01, momentum: %s}]
 seeds: [0]
 """
 
@@ -40,7 +40,7 @@ def test_run_and_show(tmp_path, capsys):
     )
     assert capsys.readouterr().out == ""
     assert "<table>" in (tmp_path / "out" / "a.html").read_text()
-    assert "| attack | before | ft epochs=1 momentum=0.5 |" in (tmp_path / "out" / "a.md").read_text()
+    assert "| attack | before | ft epochs=1 lr=0.01 momentum=0.5 |" in (tmp_path / "out" / "a.md").read_text()
 
 
 def test_cells_that_fail_are_told_at_the_end(tmp_path, capsys, monkeypatch):

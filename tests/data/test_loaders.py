@@ -186,7 +186,7 @@ def test_labels_and_samples_of_many_forms(form):
     data = Mapped(LABEL_FORMS[form])
     assert bdfast.evaluate(Reader(), data).acc == pytest.approx(told(range(COUNT)), abs=1e-9)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, CLASSES))
-    result = bdfast.purify(model, data, method="ft", epochs=1, amp=False, augment=None)
+    result = bdfast.purify(model, data, method="ft", epochs=1, lr=0.01, amp=False, augment=None)
     assert result.history[-1].loss > 0
 
 

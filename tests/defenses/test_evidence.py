@@ -9,7 +9,7 @@ import bdfast
 from bdfast.training.batchnorm import batchnorms, kept_statistics, recalibrate
 from bdfast.training.copies import copy_of
 
-QUICK = {"amp": False, "augment": None, "epochs": 1}
+QUICK = {"amp": False, "augment": None, "epochs": 1, "lr": 0.01}
 
 
 def test_a_model_at_chance_is_told_and_tsbd_refuses_it(trained, clean):
@@ -27,7 +27,9 @@ def test_a_model_at_chance_is_told_and_tsbd_refuses_it(trained, clean):
         pytest.warns(UserWarning, match="better than chance"),
         pytest.raises(ValueError, match="clean: expected images on which the model is better than a constant answer"),
     ):
-        bdfast.purify(trained, wrong, n=0.2, forward=lambda m, b: (passes.append(1) or m(b[0]), b[1]), **QUICK)
+        bdfast.purify(
+            trained, wrong, method="tsbd", n=0.2, forward=lambda m, b: (passes.append(1) or m(b[0]), b[1]), **QUICK
+        )
     assert len(passes) < 20
 
 
@@ -45,7 +47,7 @@ def frozen(model: nn.Module, *but: str) -> nn.Module:
 def test_frozen_parameters_are_never_written_to(trained, digits):
     model = frozen(copy_of(trained), "4")
     with pytest.raises(ValueError, match="model: expected neurons that can be trained, got 8 in 1 parameters"):
-        bdfast.purify(model, digits[1], n=0.2, **QUICK)
+        bdfast.purify(model, digits[1], method="tsbd", n=0.2, **QUICK)
     before = {name: value.clone() for name, value in model.named_parameters()}
     options = {"tsbd": {"n": 0.2, "layers": "linear", "unlearn_lr": 0.01}, "ft_sam": {"rho": 0.5}, "pam": {"rho": 0.1}}
     for method in ("tsbd", "ft_sam", "pam", "ft", "sam"):
@@ -98,7 +100,7 @@ def test_instance_norm_obeys_the_policy(clean):
 
 def test_a_network_that_was_damaged_is_told(trained, clean):
     with pytest.warns(UserWarning, match=r"model: expected to keep its accuracy on clean \(9\d.\d%\), got "):
-        result = bdfast.purify(trained, clean, method="ft", lr=30.0, **QUICK)
+        result = bdfast.purify(trained, clean, method="ft", **{**QUICK, "lr": 30.0})
     (warning,) = result.warnings
     assert "the network is damaged" in warning
-    assert bdfast.purify(trained, clean, method="ft", lr=1e-4, **QUICK).warnings == []
+    assert bdfast.purify(trained, clean, method="ft", **{**QUICK, "lr": 1e-4}).warnings == []

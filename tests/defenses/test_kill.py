@@ -47,7 +47,7 @@ SERVER = textwrap.dedent(
 
         model = network()
         clean = digits_source().train.subset(torch.arange(128))
-        options = dict(method="pam", epochs=2, rounds=2, invert_epochs=2, batch_size=64, amp=False)
+        options = dict(method="pam", target=0, epochs=2, rounds=2, invert_epochs=2, batch_size=64, amp=False)
         if last != 0:
             sys.setprofile(count)
         result = bdfast.purify(model, clean, workdir=f"{sys.argv[1]}/{name}", **options)

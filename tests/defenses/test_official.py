@@ -112,7 +112,7 @@ def test_ft_sam(classes, smoothing, epochs):
 
 
 def test_ft_sam_has_a_radius_that_follows_the_learning_rate(clean):
-    defense = FTSAMDefense(rho=2.0, rho_min=0.5, epochs=4)
+    defense = FTSAMDefense(rho=2.0, rho_min=0.5, lr=0.1, epochs=4)
     seen = []
     original = FTSAMDefense.before_step
 
@@ -156,7 +156,7 @@ def test_pam(inverted):
     expected = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.01, momentum=0.1)
     pairs = list(zip(expected.parameters(), model.parameters(), strict=True))
-    for stage in ("fine-tune", "fine-tune 2", "fine-tune 3"):
+    for stage in ("fine-tune", "fine-tune, round 2", "fine-tune, round 3"):
         for pixels, labels in batches(data, epochs, stage):
             chosen = torch.randperm(len(pixels))[: int(0.2 * len(pixels) + 1)]
             pixels[chosen] = Negative()(pixels[chosen])
@@ -186,9 +186,17 @@ def test_pam_changes_as_many_images_as_published_and_no_label(clean):
 
 
 def test_pam_leaves_the_generator_as_the_first_round_made_it(inverted):
-    for compat, expected in (("official", ["invert"]), (None, ["invert", "invert 2"])):
+    for compat, expected in (("official", ["invert"]), (None, ["invert", "invert before fine-tune, round 2"])):
         inverted.clear()
-        options = {"rho": 0.1, "rounds": 2, "epochs": 1, "compat": compat, "batch_size": BATCH, "amp": False}
+        options = {
+            "rho": 0.1,
+            "rounds": 2,
+            "epochs": 1,
+            "lr": 0.02,
+            "compat": compat,
+            "batch_size": BATCH,
+            "amp": False,
+        }
         result = bdfast.purify(network(), images(), method="pam", **options)
         assert [stage for stage, _, _ in inverted] == expected
         assert all((start is None) == (stage == "invert") for stage, _, start in inverted)
@@ -254,7 +262,7 @@ def test_the_published_settings_are_arguments_of_purify(method, monkeypatch):
         == {
             "tsbd": {"setup": 1, "unlearn": 2, "fine-tune": 21},
             "ft_sam": {"setup": 1, "fine-tune": 100},
-            "pam": {"setup": 1, "invert": 30, "fine-tune": 30, "fine-tune 2": 30, "fine-tune 3": 30},
+            "pam": {"setup": 1, "invert": 30, "fine-tune": 30, "fine-tune, round 2": 30, "fine-tune, round 3": 30},
         }[method]
     )
     assert result.history[0].precision == "as the weights"

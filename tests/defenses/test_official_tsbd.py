@@ -14,7 +14,7 @@ from bdfast.data.batches import Batches
 from bdfast.defenses import TSBDDefense
 from bdfast.defenses.preflight import TRIED
 from bdfast.models import PreActResNet18
-from bdfast.neurons import NeuronIndex, neuron_weight_change
+from bdfast.neurons import NeuronIndex, neuron_weight_change, reinitialize
 from bdfast.training import Run
 from bdfast.training.seeds import seeded
 
@@ -129,7 +129,14 @@ def fine_tuned(model: nn.Module, clean: TensorDataset) -> nn.Module:
 
 def settings(**changes):
     """The published ones, on images as they are and small batches, unlearning within a few epochs."""
-    return {**TSBDDefense.PUBLISHED, "unlearn_lr": UNLEARN_LR, "batch_size": BATCH, "augment": None, **changes}
+    return {
+        "method": "tsbd",
+        **TSBDDefense.PUBLISHED,
+        "unlearn_lr": UNLEARN_LR,
+        "batch_size": BATCH,
+        "augment": None,
+        **changes,
+    }
 
 
 def test_end_to_end(clean):
@@ -155,7 +162,7 @@ def test_changes_that_agree_in_four_decimals_rank_as_the_layers_stand():
         changed.weight += torch.tensor([0.50001, 0.50004]).view(2, 1, 1, 1)
     scores = neuron_weight_change(changed, given)
     for compat, first in (("official", 0), (None, 1)):
-        done = TSBDDefense(n=0.5, m=1.0, compat=compat)._reinitialize(copy.deepcopy(given), scores, changed, given)
+        done = reinitialize(copy.deepcopy(given), scores, n=0.5, m=1.0, changed=(changed, given), compat=compat)
         assert done.neurons.tolist() == [first == 0, first == 1]
 
 

@@ -17,7 +17,7 @@ from bdfast.training import fit
 from bdfast.training.copies import copy_of
 from bdfast.training.descriptions import plain
 
-QUICK = {"amp": False, "augment": None, "epochs": 1}
+QUICK = {"amp": False, "augment": None, "epochs": 1, "lr": 0.01}
 
 
 def body() -> nn.Sequential:
@@ -219,7 +219,7 @@ def test_batches_of_one_name_the_batch_size(clean):
     ],
 )
 def test_numbers_of_numpy_and_torch_become_plain(tmp_path, trained, clean, method, options):
-    bdfast.purify(trained, clean, method=method, **options, **QUICK).save(tmp_path)
+    bdfast.purify(trained, clean, method=method, **{**QUICK, **options}).save(tmp_path)
     written = json.loads((tmp_path / "result.json").read_text())["options"]
     assert all(written[name] == pytest.approx(float(value)) for name, value in options.items() if name in written)
 

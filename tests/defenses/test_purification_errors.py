@@ -50,7 +50,7 @@ CASES = {
         {},
         r"clean: batch 0: expected input that the model takes, got \[8, 3",
     ),
-    "no neurons": (without_neurons, data(), {}, "neuron"),
+    "no neurons": (without_neurons, data(), {"method": "tsbd"}, "neuron"),
     "frozen": (frozen, data(), {}, "model: expected parameters that can be trained, got a model that is frozen"),
     "NaN weights": (with_nan, data(), {}, "model: expected finite weights, got NaN or infinity in linear.weight"),
     "triggered data": (
@@ -59,19 +59,24 @@ CASES = {
         {},
         r"clean: batch 0: expected 1 label\(s\) per sample, got 2; a clean set gives \(image, label\)",
     ),
-    "method": (Small, data(), {"method": "tsdb"}, r"method: expected one of tsbd, .*got 'tsdb'; did you mean 'tsbd'?"),
-    "option": (Small, data(), {"alhpa": 1}, r"alhpa: expected an option of tsbd \(.*did you mean 'alpha'?"),
+    "method": (Small, data(), {"method": "tsdb"}, r"method: expected one of uau, .*got 'tsdb'; did you mean 'tsbd'?"),
+    "option": (
+        Small,
+        data(),
+        {"method": "tsbd", "alhpa": 1},
+        r"alhpa: expected an option of tsbd \(.*did you mean 'alpha'?",
+    ),
     "options twice": (
         Small,
         data(),
         {"method": TSBDDefense(), "n": 0.1},
         "method: expected its options inside TSBD",
     ),
-    "n is 0": (Small, data(), {"n": 0.0}, r"n: expected a share in \(0, 1\], got 0.0"),
-    "n above 1": (Small, data(), {"n": 1.5}, r"n: expected a share in \(0, 1\], got 1.5"),
-    "m is negative": (Small, data(), {"m": -0.1}, r"m: expected a share in \(0, 1\], got -0.1"),
+    "n is 0": (Small, data(), {"method": "tsbd", "n": 0.0}, r"n: expected a share in \(0, 1\], got 0.0"),
+    "n above 1": (Small, data(), {"method": "tsbd", "n": 1.5}, r"n: expected a share in \(0, 1\], got 1.5"),
+    "m is negative": (Small, data(), {"method": "tsbd", "m": -0.1}, r"m: expected a share in \(0, 1\], got -0.1"),
     "learning rate": (Small, data(), {"lr": 0.0}, "lr: expected a positive number, got 0.0"),
-    "layers": (Small, data(), {"layers": "convolution"}, "convolution"),
+    "layers": (Small, data(), {"method": "tsbd", "layers": "convolution"}, "convolution"),
 }
 
 
@@ -98,7 +103,7 @@ def test_unlearning_that_does_not_arrive_says_so():
         model[1].bias.zero_()
     clean = TensorDataset(x, (x[:, 0] > 0).long())
     with pytest.raises(RuntimeError, match=r"unlearn_epochs: expected the clean accuracy to fall to .* got 100.0%"):
-        bdfast.purify(model, clean, n=0.5, unlearn_epochs=1, unlearn_lr=1e-9, amp=False)
+        bdfast.purify(model, clean, method="tsbd", n=0.5, lr=0.03, unlearn_epochs=1, unlearn_lr=1e-9, amp=False)
 
 
 def test_a_gradient_that_explodes_is_named_and_leaves_the_model():

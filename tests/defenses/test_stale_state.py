@@ -70,7 +70,7 @@ class Noisy(Dataset):
 
 def test_a_workdir_belongs_to_its_samples_and_functions(tmp_path, trained, digits):
     first, other = digits[1].subset(torch.arange(64)), digits[1].subset(torch.arange(64, 128))
-    settings = {"method": "ft", "amp": False, "epochs": 2, "workdir": tmp_path}
+    settings = {"method": "ft", "amp": False, "epochs": 2, "lr": 0.01, "workdir": tmp_path}
     purified = bdfast.purify(trained, first, augment=Scale(0.9), **settings)
     again = bdfast.purify(trained, first, augment=Scale(0.9), **settings)
     assert all(torch.equal(a, b) for a, b in zip(purified.model.parameters(), again.model.parameters(), strict=True))

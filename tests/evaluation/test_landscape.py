@@ -66,7 +66,7 @@ def test_memory_format_is_restored_and_told_in_the_history(given, wanted):
     data = TensorDataset(torch.rand(20, 3, 4, 4), torch.arange(20) % 2)
     seen = []
     model[0].register_forward_hook(lambda module, *_: seen.append(module.weight.stride()))
-    result = purify(model, data, method="ft", epochs=1, batch_size=8, channels_last=wanted, amp=False)
+    result = purify(model, data, method="ft", epochs=1, lr=0.01, batch_size=8, channels_last=wanted, amp=False)
     assert isinstance(result.history[0], Setup)
     assert result.history[0].channels_last is wanted
     assert result.model[0].weight.stride() == model[0].weight.stride()

@@ -8,8 +8,8 @@ from torch.utils.data import TensorDataset
 from bdfast.data.batches import Batches
 from bdfast.inversion.least_length import GAP, LeastLengths, least_lengths
 from bdfast.inversion.scene import Scene, gathered, scene_of
-from bdfast.inversion.surrogates import Surrogate, find_surrogates
-from bdfast.inversion.universal import followed, lead
+from bdfast.inversion.surrogates import Surrogate, Surrogates, _by_patches, find_surrogates
+from bdfast.inversion.universal import START, followed, lead
 from bdfast.training import Run
 
 CLASSES = 8
@@ -62,6 +62,27 @@ def test_the_target_label_is_the_only_suspect(target):
     assert found.changes.shape == (CLASSES, 1, 8, 8)
 
 
+def test_networks_that_follow_short_changes_are_searched_below_the_first_length():
+    """There, all classes that are reached would look alike."""
+
+    class Two(Corner):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            lit = images[:, 0, 6:, :2].mean((1, 2))
+            return super().forward(images) + self.scale * 130 * lit[:, None] * nn.functional.one_hot(torch.tensor(5), 8)
+
+    with scene_of(Two(3, 400.0), batches(columns()), Run()) as scene:
+        found = least_lengths(scene, draws())
+    assert float(found.lengths[3]) < START / 2
+    assert found.suspects == [3]
+
+
+def test_of_a_known_target_only_its_length_is_looked_for():
+    with scene_of(Corner(3, 8.0), batches(columns()), Run()) as scene:
+        found = find_surrogates(scene, draws(), targets=[6])
+    assert found.targets == [6]
+    assert found.lengths.lengths.isfinite().nonzero().flatten().tolist() == [6]
+
+
 def test_a_clean_network_has_no_suspect():
     with scene_of(Corner(0, 0.0), batches(columns()), Run()) as scene:
         found = least_lengths(scene, draws())
@@ -69,18 +90,38 @@ def test_a_clean_network_has_no_suspect():
     assert found.lengths.isfinite().all()
 
 
-def test_suspects_are_those_before_the_first_gap():
-    def suspects(*lengths: float) -> list[int]:
-        return LeastLengths(torch.tensor(lengths), torch.zeros(len(lengths), 1, 1, 1)).suspects
+def test_suspects_are_those_near_the_easiest():
+    def found(*lengths: float) -> tuple[list[int], bool]:
+        found = LeastLengths(torch.tensor(lengths), torch.zeros(len(lengths), 1, 1, 1))
+        return found.suspects, found.clear
 
     rest = [0.2] * 10
-    assert suspects(0.2, 0.1, 0.21) == [1]
-    assert suspects(0.1, 0.1 * GAP - 0.001, *rest) == [0, 1]
-    assert suspects(0.1, 0.11, 0.12, 0.13, *rest) == []  # four: no backdoor has so many
-    assert suspects(0.1, 0.11, 0.2, 0.2) == []  # two of four classes are half of them
-    assert suspects(torch.inf, torch.inf) == []
-    assert suspects(torch.inf, 0.3, torch.inf) == [1]
-    assert suspects(0.1) == []
+    assert found(0.2, 0.1, 0.21) == ([1], True)
+    assert found(0.1, 0.1 * GAP - 0.001, *rest) == ([0, 1], True)
+    assert found(0.1, 0.11, 0.119, *rest) == ([0, 1, 2], True)
+    assert found(0.1, 0.11, 0.125, *rest) == ([0, 1], False)  # the third is near the second
+    assert found(0.1, 0.11, 0.115, 0.119, *rest) == ([], False)  # four: clean networks are like that
+    assert found(0.1, 0.11, 0.2, 0.2) == ([], False)  # two of four classes are half of them
+    assert found(torch.inf, torch.inf) == ([], False)
+    assert found(torch.inf, 0.3, torch.inf) == ([1], True)
+    assert found(0.1) == ([], False)
+
+
+def test_of_near_suspects_patches_tell():
+    rates = {(3, "dense 1"): 0.9, (3, "patch"): 0.95, (6, "dense 1"): 0.9, (6, "patch"): 0.4}
+    paint, weight = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
+    triggers = tuple(Surrogate(t, paint, weight if kind == "patch" else None, (0.0, 1.0), kind) for t, kind in rates)
+    lengths = LeastLengths(torch.tensor([0.2] * 8), torch.zeros(8, 1, 1, 1))
+
+    class Rated(Surrogates):
+        def rates(self, scene):
+            return list(scene.values())
+
+    for found, kept in ((rates, [3]), ({**rates, (6, "patch"): 0.6}, [3, 6]), ({**rates, (3, "patch"): 0.7}, [3, 6])):
+        narrowed = _by_patches(Rated(lengths, [3, 6], triggers, clear=False), scene=found)
+        assert narrowed.targets == kept
+        assert narrowed.clear == (kept == [3])
+        assert {trigger.target for trigger in narrowed.triggers} == set(kept)
 
 
 def test_values_of_the_images_do_not_matter():
@@ -119,8 +160,7 @@ def test_the_residual_follows_the_backdoor():
     with scene_of(Corner(3, 8.0), batches(columns()), Run()) as scene:
         found = find_surrogates(scene, draws())
         assert found.targets == [3]
-        assert {trigger.label.split()[0] for trigger in found.triggers} == {"dense", "patch"}
-        assert len({trigger.label for trigger in found.triggers}) == 4
+        assert {trigger.kind for trigger in found.triggers} == {"dense 1", "dense 1.5", "patch"}
         before = found.residual(scene)
     assert before > 0.9
     residuals = []

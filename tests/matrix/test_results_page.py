@@ -35,12 +35,12 @@ def test_only_cells_of_the_grids_count_with_the_split_that_they_have_there(resul
 
 def test_errors_are_counted_and_told_without_their_traceback(results_page):
     records = recorded(results_page)
-    broken = next(r for r in records if r["defense"]["kind"] == "ft_sam" and "error" not in r)
+    broken = next(r for r in records if r["defense"]["kind"] == "uau" and "error" not in r)
     error = {"type": "RuntimeError", "message": "no memory", "during": "purifying", "traceback": "File /home/me"}
     found = {"before", "after", "seconds", "network_digest", "der", "rir", "found", "options", "updates"}
     failed = {key: value for key, value in broken.items() if key not in found} | {"error": error}
     others = [record for record in records if record is not broken]
     text = results_page.page([*others, json.loads(results_page._line(failed))])
-    assert "* ft_sam (1): RuntimeError: no memory" in text
+    assert "* uau (1): RuntimeError: no memory" in text
     assert "/home/me" not in results_page._line(failed)
     assert text.count("| error |") == results_page.page(records).count("| error |") + 1

@@ -40,7 +40,7 @@ SOURCES["digits"] = lambda: replace(digits_source(), epochs=8)
 planted = scenario.backdoored(data="digits", clean_share=0.2)
 judge = bdfast.Evaluator(planted.test, planted.triggered)
 before = judge(planted.model)
-result = bdfast.purify(planted.model, planted.clean, method="ft", epochs=1)
+result = bdfast.purify(planted.model, planted.clean, method="ft", epochs=1, lr=0.01)
 after = judge(result.model)
 facts = {"data": "digits"}
 path = bdfast.report.write("report", title="Digits", before=before, after=after, result=result, facts=facts)

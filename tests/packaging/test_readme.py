@@ -1,7 +1,7 @@
 """README's examples and those of `examples/`, run with the installed package away from the checkout.
 
 Blocks marked `python` run one after the other in one namespace; lines of blocks marked `shell` one by one. In place of
-Fashion-MNIST come scikit-learn's digits: a network in seconds, and no download.
+Fashion-MNIST come scikit-learn's digits: a network in seconds, and no download. Ten updates a stage have to do.
 """
 
 import re
@@ -18,6 +18,9 @@ from dataclasses import replace
 from bdfast.data.digits import digits_source
 from bdfast.data.sources import SOURCES
 SOURCES["fashion-mnist"] = lambda: replace(digits_source(), epochs=8)
+from bdfast.defenses import stages
+budget = stages.budget
+stages.budget = lambda updates, samples: budget(min(updates, 10), samples)
 """
 COMMAND = f"{ON_DIGITS}\nimport sys; from bdfast.cli import main; main(sys.argv[1:])"
 # What the shell examples are about: a network of torchvision that knows ten colours, and images of these.

@@ -31,9 +31,9 @@ def make_scores(widths=WIDTHS, name="layer"):
 
 HISTORY = [
     *(Epoch("unlearn", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.9, 0.5, 0.1), 1)),
-    Probe("n", 0.2, 0.87, floor=0.89, chosen=False),
-    Probe("n", 0.05, 0.91, floor=0.89, chosen=False),
-    Probe("n", 0.1, 0.9, floor=0.89, chosen=True),
+    Probe("lr", 0.01, 0.91, floor=0.89, chosen=False, residual=0.52),
+    Probe("lr", 0.03, 0.9, floor=0.89, chosen=True, residual=0.02),
+    Probe("lr", 0.1, 0.87, floor=0.89, chosen=False),
     *(Epoch("fine-tune", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.8, 0.9), 1)),
 ]
 BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
@@ -118,8 +118,10 @@ def test_page_tells_the_result_and_needs_nothing_else(whole):
     assert "Attack success (ASR) 99.8 % 1.9 % \u221297.9 pts" in text
     assert "Defense effectiveness (DER) \u2013 98.6 %" in text
     assert "Reinitialised 97 of 976 neurons (9.9 %)" in text
-    assert "3 strengths were tried" in text
-    assert "stays at or above 89.0 %, close to that of the weakest: n = 0.1, with 90.0 %" in text
+    assert (
+        "lr = 0.01 0.52 91.0 % 89.0 % lr = 0.03 0.02 90.0 % 89.0 % taken lr = 0.1 \u2013 87.0 % 89.0 % too costly"
+        in text
+    )
     assert "max_accuracy_drop 0.02" in text
 
 
@@ -258,12 +260,6 @@ def test_metrics_bars_are_as_long_as_the_numbers():
     assert widths == [92.18, 91.42, 99.81, 0.17]
 
 
-def test_strength_marks_the_choice_and_the_budget():
-    figure = figures.strength(HISTORY)
-    assert texts(figure) == ["lowest accepted 89.0\u00a0%", "chosen: n = 0.1"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [0.05, 0.1, 0.2])
-
-
 def test_accuracy_has_a_panel_for_each_stage_that_ran():
     titles = [axes.get_title(loc="left") for axes in figures.accuracy(HISTORY, width=figures.NARROW).axes]
     assert titles == ["Unlearning", "Fine-tuning"]
@@ -272,7 +268,7 @@ def test_accuracy_has_a_panel_for_each_stage_that_ran():
 
 
 def test_rounds_of_a_stage_follow_one_another():
-    rounds = [Epoch(f"fine-tune{name}", e, 0.1 * e, 1.0, 1.0, 12) for name in ("", " 2") for e in (1, 2)]
+    rounds = [Epoch(f"fine-tune{name}", e, 0.1 * e, 1.0, 1.0, 12) for name in ("", ", round 2") for e in (1, 2)]
     assert curves.curve(rounds, "fine-tune") == [(1, 0.1), (2, 0.2), (3, 0.1), (4, 0.2)]
 
 

@@ -17,7 +17,7 @@ def test_updates_come_out_about_as_asked(updates, samples):
 
 
 def test_examples():
-    assert vars(budget(40, 450)) == {"epochs": 3, "batch_size": 32}
-    assert vars(budget(40, 75)) == {"epochs": 13, "batch_size": 32}
-    assert vars(budget(40, 2250)) == {"epochs": 1, "batch_size": 57}
+    assert vars(budget(40, 450)) == {"epochs": 10, "batch_size": 128}
+    assert vars(budget(40, 75)) == {"epochs": 40, "batch_size": 128}
+    assert vars(budget(10, 2250)) == {"epochs": 1, "batch_size": 225}
     assert vars(budget(40, 10**6)) == {"epochs": 1, "batch_size": 256}
