@@ -152,17 +152,14 @@ def climb(
     Raises:
         FloatingPointError: Training diverged on the first step, and at `RETRIES` lower rates too.
     """
-    prepared = copy.deepcopy(model.state_dict())
     best, least, weights = Choice(None, judge.before), 0.0, None
     probes: list[Probe] = []
     for index, rate in enumerate(ladder):
-        before = copy.deepcopy(model.state_dict())
         try:
-            rate = _first(rate, train, model, prepared) if index == 0 else _further(rate, train)
+            rate = _trained(rate, train, model, retries=0 if index else RETRIES)
         except FloatingPointError:
             if index == 0:
                 raise
-            model.load_state_dict(before)
             break
         reached = judge(model)
         floor = judge.floor(reached, max_accuracy_drop)
@@ -180,26 +177,24 @@ def climb(
     return best
 
 
-def _further(rate: float, train: Callable[[float], None]) -> float:
-    train(rate)
-    return rate
-
-
-def _first(rate: float, train: Callable[[float], None], model: nn.Module, prepared: dict[str, torch.Tensor]) -> float:
-    """Train at the first rate, or at a lower one where that diverges; returns the rate."""
+def _trained(rate: float, train: Callable[[float], None], model: nn.Module, *, retries: int) -> float:
+    """Train at the rate, or at lower ones where that diverges; returns it. An error leaves the model as it was."""
+    before = copy.deepcopy(model.state_dict())
     tried = []
     while True:
         try:
-            return _further(rate, train)
+            train(rate)
         except FloatingPointError as error:
-            model.load_state_dict(prepared)
+            model.load_state_dict(before)
             tried.append(f"{rate:g}")
-            if len(tried) > RETRIES:
+            if len(tried) > retries:
                 raise FloatingPointError(
                     f"lr: expected a learning rate at which training stays finite, got none among {', '.join(tried)}; "
                     f"pass a lower one, or amp=False. The last: {error}"
                 ) from error
             rate *= LOWER
+        else:
+            return rate
 
 
 def _cost(reached: Reached, floor: float, judge: Judge) -> float:

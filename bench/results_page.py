@@ -99,6 +99,7 @@ def page(records: Sequence[Record]) -> str:
         attacks=_attacks(records),
         summary={split: _summary(grid, split) for split in ("tune", "confirm")},
         every={split: _cases(grid, split) for split in ("tune", "confirm")},
+        shares=_shares(grid),
         verdicts=_verdicts(grid),
         wrong=[f"{100 * limit:g} %" for limit in (WRONGLY_REMOVED, WRONGLY_KEPT)],
         errors=_errors(grid),
@@ -165,6 +166,23 @@ def _summary(grid: Sequence[Record], split: str) -> str:
     heads = ["defense", "removed", "kept", "damaged", "of the clean networks, damaged", "median ASR (%)"]
     heads += ["median loss (points)", "greatest loss", "median seconds", "errors"]
     return markdown_table(heads, lines, names=1)
+
+
+def _shares(grid: Sequence[Record]) -> str:
+    attacked = [
+        r for r in grid if "error" not in r and r["attack"]["kind"] != "none" and r["defense"]["kind"] != "none"
+    ]
+    lines = []
+    for defense in _defenses(attacked):
+        for name, wanted in (("5 %", True), ("fewer", False)):
+            own = [r for r in attacked if r["defense"]["name"] == defense and (r["clean"]["name"] == "5 %") is wanted]
+            if own:
+                under = [_share(own, lambda r, most=most: r["after"]["asr"] <= most) for most in (0.05, 0.1, 0.15)]
+                losses, ders = [_loss(r) for r in own], [r["der"] for r in own]
+                figures = [_percent(sum(losses) / len(own)), _percent(max(losses)), f"{sum(ders) / len(own):.3f}"]
+                lines.append([defense, name, *under, *figures])
+    heads = ["defense", "clean images", "ASR at most 5 %", "10 %", "15 %"]
+    return markdown_table([*heads, "mean loss (points)", "greatest loss", "mean DER"], lines, names=2)
 
 
 def _verdicts(grid: Sequence[Record]) -> str:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import tyro
+from torch import nn
 
 from bdfast.defenses import METHODS
 from bdfast.defenses.verdict import REMOVED
 from bdfast.matrix.tables import markdown_table
-from bdfast.selection import BELOW, ENOUGH, WORTH
+from bdfast.selection import climb
+from bdfast.training import Run
 from bench.results_page import rank_correlation
 
 Row = dict[str, Any]
-BUDGET = 0.03
 
 
 def main(file: tyro.conf.Positional[Path]) -> None:
@@ -59,23 +61,36 @@ def _line(method: str, cases: dict[str, list[Row]]) -> list[str]:
     ]
 
 
+class Replay:
+    """What `climb` asks of a judge and a model, answered from the rows of a run; the first is the given network."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = {row["rate"]: row for row in rows}
+        self.before = self.reached(None)
+        self.targets = rows[0]["targets"]
+
+    def reached(self, rate: float | None) -> SimpleNamespace:
+        row = self.rows[rate]
+        return SimpleNamespace(residual=row["residual"], accuracy=row["held_out_acc"], floor=row["floor"])
+
+    def train(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, model: Any) -> SimpleNamespace:
+        return self.reached(self.rate)
+
+    def floor(self, reached: SimpleNamespace, max_accuracy_drop: float) -> float:
+        return float(reached.floor - max_accuracy_drop)  # recorded with a budget of zero
+
+
 def by_the_rule(method: str, rows: list[Row]) -> Row:
-    """The row of the stage that `bdfast.selection.climb` would take; the first one is the given network."""
-    given, stages = rows[0], rows[1:]
-    suspected = bool(given["targets"])
-    if not suspected:
-        stages = stages[: METHODS[method].unsuspected]
-    best, least = given, float("inf")
-    for index, row in enumerate(stages):
-        floor = row["floor"] - BUDGET  # recorded with a budget of zero
-        within = row["held_out_acc"] >= floor
-        cost = max(0.0, row["residual"] - ENOUGH) + max(0.0, given["held_out_acc"] - row["held_out_acc"])
-        cost += BELOW * max(0.0, floor - row["held_out_acc"])
-        if (cost < least - WORTH) if suspected else within:
-            best, least = row, cost
-        if (suspected and within and row["residual"] <= ENOUGH) or (not within and index > 0):
-            break
-    return best
+    """The row of the stage that `bdfast.selection.climb` takes; the first row is the given network."""
+    replay = Replay(rows)
+    ladder = [row["rate"] for row in rows[1:]]
+    ladder = ladder if replay.targets else ladder[: METHODS[method].unsuspected]
+    model = nn.Identity()
+    choice = climb(ladder, replay.train, model, replay, Run(), max_accuracy_drop=METHODS[method].max_accuracy_drop)
+    return replay.rows[choice.rate]
 
 
 def _der(given: Row, row: Row) -> float:

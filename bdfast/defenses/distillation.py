@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from bdfast.training import Run
 from bdfast.training.modes import eval_mode
 
 TEMPERATURE = 2.0
+
+Loss = TypeVar("Loss", bound="DistillationLoss")
 
 
 @dataclass(frozen=True)
@@ -81,4 +84,9 @@ class Distilling(Staged):
 
     def loss(self, given: nn.Module, run: Run) -> FineTuningLoss:
         """Cross-entropy mixed with distillation from `given`."""
-        return DistillationLoss(run, self.label_smoothing, teacher=given, distill=self.distill, overlay=self.overlay)
+        return self.distillation(DistillationLoss, given, run)
+
+    def distillation(self, kind: type[Loss], given: nn.Module, run: Run, **more: Any) -> Loss:
+        """A loss of this kind with these options; `more` is what the kind has beside them."""
+        options = {"teacher": given, "distill": self.distill, "overlay": self.overlay, **more}
+        return kind(run, self.label_smoothing, **options)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdfast.data.batches import Batch, Batches, with_images
-from bdfast.defenses.distillation import DistillationLoss, Distilling
+from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
-from bdfast.defenses.stages import Begun
-from bdfast.inversion.scene import gathered
+from bdfast.defenses.stages import Begun, InRounds
+from bdfast.defenses.unlearning import AdversarialUnlearning
+from bdfast.inversion.scene import pixel_limits
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.task import StepResult
 from bdfast.training import Run
-from bdfast.training.batchnorm import Policy, separate_statistics
+from bdfast.training.batchnorm import separate_statistics
 from bdfast.training.modes import eval_mode
 from bdfast.training.seeds import derived_seed
 
@@ -29,7 +30,7 @@ the change's squared length."""
 
 
 @dataclass(frozen=True)
-class IBAUDefense(Distilling):
+class IBAUDefense(AdversarialUnlearning, InRounds):
     """Zeng et al., "Adversarial unlearning of backdoors via implicit hypergradient" (ICLR 2022, arXiv 2110.03735).
 
     A minimax: one change for all images that raises the loss most, and weights that bear it. The change depends on the
@@ -68,26 +69,17 @@ class IBAUDefense(Distilling):
     """The published run on CIFAR-10, as arguments of `purify`. Its images are augmented once, before all rounds."""
 
     updates: int = 60
-    rounds: int = 5
     length: float = 0.1
     changed_share: float = 0.2
     iterations: int = 5
-    bn: Policy = "frozen"
-    compat: Literal["official"] | None = None
 
     rates: ClassVar[Sequence[float]] = (0.001, 0.003, 0.01)
 
     def __post_init__(self) -> None:
-        self.check_at_least("rounds", 1)
         self.check_share("length")
         self.check_share("changed_share")
         self.check_at_least("iterations", 1)
         super().__post_init__()
-
-    @property
-    def parts(self) -> int:
-        """How many times a stage trains for `epochs`."""
-        return self.rounds
 
     def begin(
         self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
@@ -97,32 +89,18 @@ class IBAUDefense(Distilling):
         Raises:
             ValueError: The batches are not (images, labels).
         """
-        limits = gathered(data, len(data))[2]
+        limits = pixel_limits(data)
 
         def train(options: IBAUDefense, images: Batches, stage: str) -> None:
             optimizer = options.optimizer(model, given)
             for index in range(self.rounds):
                 name = f"{stage}, round {index + 1}"
-                loss = ImplicitLoss(
-                    run,
-                    self.label_smoothing,
-                    teacher=given,
-                    distill=self.distill,
-                    overlay=self.overlay,
-                    ibau=self,
-                    limits=limits,
-                )
+                loss = self.distillation(ImplicitLoss, given, run, ibau=self, limits=limits)
                 with eval_mode(model):
                     loss.search(model, images, derived_seed(run.seed, name))
                 options.fine_tune(model, given, images, run, name, optimizer=optimizer, loss=loss)
 
         return Begun(train)
-
-    def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """SGD, or the Adam of the published code, which is AMSGrad."""
-        if not self.compat:
-            return super().optimizer(model, given)
-        return torch.optim.Adam(model.parameters(), lr=self.rate, weight_decay=self.weight_decay, amsgrad=True)
 
 
 @dataclass(frozen=True)

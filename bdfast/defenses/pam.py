@@ -12,7 +12,7 @@ from torch import nn
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batch, Batches
 from bdfast.defenses.distillation import Distilling
-from bdfast.defenses.stages import Begun
+from bdfast.defenses.stages import Begun, InRounds
 from bdfast.inversion import BTIDBF, Inversion
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.optim import PAM
@@ -21,7 +21,7 @@ from bdfast.training.batchnorm import Policy
 
 
 @dataclass(frozen=True)
-class PAMDefense(Distilling):
+class PAMDefense(Distilling, InRounds):
     """Min et al., "Uncovering, explaining, and mitigating the superficial safety of backdoor defense" (NeurIPS 2024,
     arXiv 2410.09838): PAM.
 
@@ -85,14 +85,8 @@ class PAMDefense(Distilling):
     def __post_init__(self) -> None:
         self.check_at_least("rho", 0)
         self.check_share("triggered_share")
-        self.check_at_least("rounds", 1)
         self.check_at_least("invert_epochs", 1)
         super().__post_init__()
-
-    @property
-    def parts(self) -> int:
-        """How many times a stage trains for `epochs`."""
-        return self.rounds
 
     def begin(
         self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
@@ -101,21 +95,21 @@ class PAMDefense(Distilling):
         published = BTIDBF.PUBLISHED if self.compat else {}
         inverter = BTIDBF(**{**published, "target": self.target, "epochs": self.invert_epochs})
         inversion = first = inverter.run(given, data, run)
+        fresh = True  # no training since the inversion
 
         def train(options: PAMDefense, images: Batches, stage: str) -> None:
-            nonlocal inversion
+            nonlocal inversion, fresh
             # A round that was finished before a kill loads its optimizer as well, so that the next goes on from there.
             optimizer = options.optimizer(model, given) if self.compat else None
             for index in range(self.rounds):
                 name = f"{stage}, round {index + 1}" if index else stage
-                if not self.compat and trained:
+                if not self.compat and not fresh:
                     inversion = inverter.run(model, images, run, f"invert before {name}", start=inversion)
                 options.fine_tune(
                     model, given, images, run, name, optimizer=optimizer, change=self._triggering(inversion)
                 )
-                trained.append(name)
+                fresh = False
 
-        trained: list[str] = []
         return Begun(train, found={"target": first.target, "evidence": first.evidence})
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdfast.data.batches import Batch, Batches, with_images
-from bdfast.defenses.distillation import DistillationLoss, Distilling
+from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
 from bdfast.defenses.stages import Begun
-from bdfast.inversion.scene import gathered
+from bdfast.defenses.unlearning import AdversarialUnlearning
+from bdfast.inversion.scene import pixel_limits
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.task import StepResult
 from bdfast.training import Run
-from bdfast.training.batchnorm import Policy, separate_statistics
+from bdfast.training.batchnorm import separate_statistics
 from bdfast.training.modes import eval_mode
 
 LEAST_SHARED, TINY = 1e-3, 1e-6
@@ -27,7 +28,7 @@ LEAST_SHARED, TINY = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
-class SAUDefense(Distilling):
+class SAUDefense(AdversarialUnlearning):
     """Wei et al., "Shared adversarial unlearning: backdoor mitigation by unlearning shared adversarial examples"
     (NeurIPS 2023, arXiv 2307.10562).
 
@@ -69,8 +70,6 @@ class SAUDefense(Distilling):
     step_size: float = 0.2
     adversarial: float = 0.01
     shared: float = 1.0
-    bn: Policy = "frozen"
-    compat: Literal["official"] | None = None
 
     rates: ClassVar[Sequence[float]] = (0.003, 0.01, 0.03)
 
@@ -90,28 +89,13 @@ class SAUDefense(Distilling):
         Raises:
             ValueError: The batches are not (images, labels).
         """
-        limits = gathered(data, len(data))[2]
+        limits = pixel_limits(data)
 
         def train(options: SAUDefense, images: Batches, stage: str) -> None:
-            loss = SharedLoss(
-                run,
-                self.label_smoothing,
-                teacher=given,
-                distill=self.distill,
-                overlay=self.overlay,
-                model=model,
-                sau=self,
-                limits=limits,
-            )
+            loss = self.distillation(SharedLoss, given, run, model=model, sau=self, limits=limits)
             options.fine_tune(model, given, images, run, stage, loss=loss)
 
         return Begun(train)
-
-    def optimizer(self, model: nn.Module, given: nn.Module) -> torch.optim.Optimizer:
-        """SGD, or the Adam of the published code, which is AMSGrad."""
-        if not self.compat:
-            return super().optimizer(model, given)
-        return torch.optim.Adam(model.parameters(), lr=self.rate, weight_decay=self.weight_decay, amsgrad=True)
 
 
 @dataclass(frozen=True)

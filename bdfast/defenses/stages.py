@@ -141,3 +141,23 @@ class Staged(FineTuning):
             return self, data
         length = budget(max(1, self.updates // self.parts), len(data))
         return replace(self, epochs=length.epochs), data.in_batches_of(length.batch_size)
+
+
+@dataclass(frozen=True)
+class InRounds(Staged):
+    """A method that looks for something anew several times in a stage, and trains after each.
+
+    Attributes:
+        rounds: How often.
+    """
+
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        self.check_at_least("rounds", 1)
+        super().__post_init__()
+
+    @property
+    def parts(self) -> int:
+        """How many times a stage trains for `epochs`."""
+        return self.rounds

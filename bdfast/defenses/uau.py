@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import Distilling
-from bdfast.defenses.stages import Begun
+from bdfast.defenses.stages import Begun, InRounds
 from bdfast.inversion.least_length import least_lengths
 from bdfast.inversion.scene import Scene, scene_of
 from bdfast.inversion.surrogates import Surrogates
@@ -39,7 +39,7 @@ UNREACHED = 1.2
 
 
 @dataclass(frozen=True)
-class UAUDefense(Distilling):
+class UAUDefense(Distilling, InRounds):
     """Universal adversarial unlearning, ours: the minimax of Zeng et al., "Adversarial unlearning of backdoors via
     implicit hypergradient" (i-BAU, ICLR 2022), with changes that lead to a target label as in Wang et al., "Neural
     Cleanse" (S&P 2019), no longer than such a label needs, and with the given model's answers to the unchanged images
@@ -54,7 +54,8 @@ class UAUDefense(Distilling):
     Attributes:
         rounds: Searches for changes in a stage; the learning rate falls from round to round, as `schedule` says.
         epochs: Epochs in a round, if not as many as make `updates` in a stage.
-        changed_share: Share of the images in a batch that get a change.
+        changed_share: Share of the images in a batch that get a change of the whole image.
+        windowed_share: Share of them that get one of a small window, whether they have the other or not.
         windows: Changes in a small window towards each suspected label, beside those of the whole image. Without them
             the patch on a vision transformer stayed.
         target: The target label, where it is known.
@@ -63,7 +64,6 @@ class UAUDefense(Distilling):
     paper: ClassVar[str] = "ours, after Zeng et al., i-BAU, ICLR 2022, arXiv 2110.03735"
 
     updates: int = 200
-    rounds: int = 5
     changed_share: float = 0.5
     windowed_share: float = 0.25
     target: int | None = None
@@ -74,16 +74,10 @@ class UAUDefense(Distilling):
     unsuspected: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        self.check_at_least("rounds", 1)
         self.check_at_least("windows", 0)
         self.check_share("changed_share")
         self.check_share("windowed_share")
         super().__post_init__()
-
-    @property
-    def parts(self) -> int:
-        """How many times a stage trains for `epochs`."""
-        return self.rounds
 
     def begin(
         self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
@@ -119,7 +113,7 @@ class UAUDefense(Distilling):
         with scene_of(model, tuning, run) as scene:
             led_to = suspects or torch.randperm(scene.classes, generator=draws)[:AT_ONCE].tolist()
             everywhere = _everywhere(scene, led_to, least, FACTORS if suspects else FACTORS_TO_ALL, draws)
-            windows = min(self.windows, WINDOWS_TO_ALL) if not suspects else self.windows
+            windows = self.windows if suspects else min(self.windows, WINDOWS_TO_ALL)
             in_windows = _in_windows(scene, led_to, windows, draws)
             limits = scene.limits
 

@@ -101,6 +101,16 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor] | None:
     return (images, labels) if known else None
 
 
+def pixel_limits(clean: Batches) -> tuple[float, float]:
+    """Least and greatest value of all images, one batch at a time.
+
+    Raises:
+        ValueError: The batches are not (images, labels, ...).
+    """
+    ends = [(float(images.min()), float(images.max())) for images, _ in _pairs(clean)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
 def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """The images [N, C, H, W] and labels [N] of the first batches that hold `most`, and least and greatest value.
 
@@ -109,6 +119,16 @@ def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, fl
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
+    for pair in _pairs(clean):
+        images.append(pair[0])
+        labels.append(pair[1])
+        if sum(map(len, images)) >= most:
+            break
+    together = torch.cat(images)
+    return together, torch.cat(labels), (float(together.min()), float(together.max()))
+
+
+def _pairs(clean: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in clean.ordered():
         pair = _pair(batch)
         if pair is None:
@@ -116,12 +136,7 @@ def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, fl
                 f"{clean.name}: expected batches of (images [B, C, H, W], labels), got {type(batch).__name__}; trigger "
                 "inversion changes pixels, so give images by themselves."
             )
-        images.append(pair[0])
-        labels.append(pair[1])
-        if sum(map(len, images)) >= most:
-            break
-    together = torch.cat(images)
-    return together, torch.cat(labels), (float(together.min()), float(together.max()))
+        yield pair
 
 
 def pieces(count: int, each: int, chunk: int) -> Iterator[slice]:

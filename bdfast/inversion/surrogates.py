@@ -27,7 +27,7 @@ Larger ones lead to a class in clean networks too, and so tell nothing about a b
 
 PATCHED, BESIDE = 0.8, 0.6
 """Where the smallest patch towards one suspect leads that many images there, suspects with less than this share of it
-are dropped. On the demo's network the patch of the true target led .96, those of two neighbours .40 and .48."""
+are dropped. On the demo's network the patch of the true target led twice as many as those of its two neighbours."""
 
 REFINED = 24
 """Steps in which a dense change is fitted to its length."""

@@ -19,7 +19,7 @@ class Budget:
 
 
 def budget(updates: int, samples: int) -> Budget:
-    """Whole epochs of batches of `LEAST_BATCH`: smaller ones cost more accuracy for what they remove.
+    """Whole epochs of batches of `LEAST_BATCH`: smaller ones remove no more (docs/choosing-strength.md).
 
     Where one epoch in such batches is more than `updates`, the batches grow up to `MOST_BATCH`; beyond that one epoch
     has more updates than asked for.
