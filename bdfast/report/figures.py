@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from bdfast.report.curves import curve, known
+from bdfast.report.curves import Part, curve, known
 from bdfast.report.examples import MAX_SHOWN, Examples
 from bdfast.training import History
 
@@ -148,34 +148,47 @@ def accuracy(history: History, *, width: float = WIDE) -> Figure:
     """Clean accuracy by epoch, a panel for unlearning and one for fine-tuning, as far as there are rows.
 
     Args:
-        history: An `Epoch` of stage "unlearn" or "fine-tune" at least.
+        history: An `Epoch` of stage "unlearn" or "fine-tune" at least. Learning rates that follow each other are told
+            apart; one that was undone is grey.
         width: Inches.
     """
     panels = [
-        (title, colour, points)
+        (title, colour, parts)
         for name, title, colour in (("unlearn", "Unlearning", BEFORE), ("fine-tune", "Fine-tuning", AFTER))
-        if (points := curve(history, name))
+        if (parts := curve(history, name))
     ]
     shape = (len(panels), 1) if width < 5 else (1, len(panels))
     figure = Figure(figsize=(width, 2.3 * shape[0] + 0.1), layout="constrained")
     grid = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
-    for axes, (title, colour, points) in zip(grid, panels, strict=True):
-        epochs, values = zip(*((x, 100 * y) for x, y in points), strict=True)
-        axes.plot(epochs, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
-        text: dict[str, Any] = {"textcoords": "offset points", "va": "center", "weight": "bold"}
-        axes.annotate(percent(points[-1][1]), (epochs[-1], values[-1]), (5, 0), color=colour, **text)
+    for axes, (title, colour, parts) in zip(grid, panels, strict=True):
+        first, last = parts[0].points[0][0], parts[-1].points[-1][0]
+        for part in parts:
+            _part(axes, part, colour if part.kept else MUTED, several=len(parts) > 1)
         axes.set_title(title)
         axes.set_xlabel("epoch")
-        span = max(epochs[-1] - epochs[0], 1)
-        axes.set_xlim(epochs[0] - 0.02 * span, epochs[-1] + 0.17 * span)
-        ticks = MaxNLocator(6, integer=True).tick_values(epochs[0], epochs[-1])
-        axes.set_xticks([tick for tick in ticks if epochs[0] <= tick <= epochs[-1]])
+        span = max(last - first, 1)
+        axes.set_xlim(first - 0.02 * span, last + 0.17 * span)
+        ticks = MaxNLocator(6, integer=True).tick_values(first, last)
+        axes.set_xticks([tick for tick in ticks if first <= tick <= last])
         axes.set(ylim=(0, 100), yticks=range(0, 101, 25))
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("clean accuracy (%)")
     return figure
+
+
+def _part(axes: Axes, part: Part, colour: str, *, several: bool) -> None:
+    """The line of a learning rate, what it ends at, and, beside others, which one it is."""
+    epochs, values = zip(*((x, 100 * y) for x, y in part.points), strict=True)
+    axes.plot(epochs, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
+    text: dict[str, Any] = {"textcoords": "offset points", "weight": "bold", "color": colour}
+    end = percent(part.points[-1][1])
+    if several:
+        axes.annotate(end, (epochs[-1], values[-1]), (0, -13), ha="center", **text)
+        axes.annotate(f"lr {part.rate}", (epochs[0], 0), (0, 4), color=colour, textcoords="offset points")
+    else:
+        axes.annotate(end, (epochs[-1], values[-1]), (5, 0), va="center", **text)
 
 
 @styled

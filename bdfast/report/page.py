@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from bdfast._version import __version__
 from bdfast.report import figures, landscape_figures
-from bdfast.report.curves import curve, known, stages
+from bdfast.report.curves import curve, end, known, stages
 from bdfast.report.examples import Examples
 from bdfast.report.figures import percent
 
@@ -76,7 +76,8 @@ def render(
         "marked": result.neurons_reset,
         "unchanged": 0 if scores is None else int((~(scores.values > 0)).sum()),
         "stages": stages(result.history),
-        "curves": curves,
+        "ends": {stage: end(parts) for stage, parts in curves.items()},
+        "undone": not all(part.kept for part in curves["fine-tune"]),
         "landscape": landscape,
         "examples": None if examples is None else _examples(examples),
         "method": result.method,

@@ -14,12 +14,11 @@ from torch import nn
 import bdfast
 from bdfast import report
 from bdfast.evaluation.landscape import Landscape
-from bdfast.report import curves, figures, landscape_figures, page
+from bdfast.report import figures, landscape_figures, page
 from bdfast.training import Epoch, Probe
 
 VOID_TAGS = {"meta", "img", "source", "br", "link"}
-# The neurons of PreAct-ResNet18 at width 16.
-WIDTHS = (16,) * 5 + (32,) * 4 + (64,) * 4 + (128,) * 4
+WIDTHS = (16,) * 5 + (32,) * 4 + (64,) * 4 + (128,) * 4  # the neurons of PreAct-ResNet18 at width 16
 
 
 def make_scores(widths=WIDTHS, name="layer"):
@@ -267,9 +266,14 @@ def test_accuracy_has_a_panel_for_each_stage_that_ran():
     np.testing.assert_allclose(only.lines[0].get_ydata(), [80, 90])
 
 
-def test_rounds_of_a_stage_follow_one_another():
-    rounds = [Epoch(f"fine-tune{name}", e, 0.1 * e, 1.0, 1.0, 12) for name in ("", ", round 2") for e in (1, 2)]
-    assert curves.curve(rounds, "fine-tune") == [(1, 0.1), (2, 0.2), (3, 0.1), (4, 0.2)]
+@pytest.mark.parametrize(("second", "shown"), [(True, "Fine-tuning ends at 80.0"), (False, "Fine-tuning ends at 90.0")])
+def test_a_stage_that_was_undone_is_not_what_fine_tuning_ends_at(second, shown, tmp_path):
+    epochs = [Epoch(f"fine-tune at {rate}", 1, acc, 1.0, 1.0, 12) for rate, acc in ((0.003, 0.9), (0.01, 0.8))]
+    probes = [Probe("lr", rate, 0.9, 0.8, chosen=second == (rate == 0.01)) for rate in (0.003, 0.01)]
+    path = write(tmp_path, result=make_result(method="uau", neurons=None, history=[*epochs, *probes]))
+    text = " ".join(Page(path.read_text(encoding="utf-8")).text.split())
+    assert shown in text
+    assert ("What is grey was undone" in text) == (not second)
 
 
 def test_landscape_ends_where_its_data_ends():
