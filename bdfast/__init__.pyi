@@ -39,6 +39,9 @@ from .evaluation import evaluate as evaluate
 from .inversion import BTIDBF as BTIDBF
 from .inversion import Inversion as Inversion
 from .inversion import invert_trigger as invert_trigger
+from .inversion.surrogates import Surrogate as Surrogate
+from .inversion.surrogates import Surrogates as Surrogates
+from .inversion.surrogates import surrogates as surrogates
 from .methods import list_methods as list_methods
 from .methods import register as register
 from .neurons import NeuronIndex as NeuronIndex

@@ -10,6 +10,7 @@ is below a budget. The weakest step that does it is taken (docs/choosing-strengt
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,12 +92,17 @@ class Judge:
         """The suspected target labels; empty where no class stands out."""
         return [] if self.surrogates is None else self.surrogates.targets
 
+    @property
+    def clear(self) -> bool:
+        """Whether a class stands out clearly; some class is the easiest in clean networks, too."""
+        return self.surrogates is not None and self.surrogates.clear
+
     def __call__(self, model: nn.Module) -> Reached:
         """Measure a model."""
         residual = 0.0
         if self.surrogates is not None and self.surrogates.targets:
             with scene_of(model, self.held_out, self.run) as scene:
-                residual = self.surrogates.residual(scene)
+                residual = self.surrogates.residual_in(scene)
         return Reached(residual, self._right(model))
 
     def floor(self, reached: Reached, max_accuracy_drop: float) -> float:
@@ -139,7 +145,8 @@ def climb(
     With suspected target labels: the first step whose residual is at most `ENOUGH`. Where the accuracy falls below the
     floor before that, the step with the least sum of residual and accuracy lost, with what is below the floor counted
     `BELOW` times more, and a weaker one unless a stronger one is better by `WORTH`. Without: the last step whose
-    accuracy is above the floor, and `Choice(None, ...)` if there is none.
+    accuracy is above the floor. `Choice(None, ...)` if there is none; and where no label is clearly suspected, if that
+    sum of the given model is no worse.
 
     Args:
         ladder: Learning rates, weak to strong.
@@ -152,7 +159,8 @@ def climb(
     Raises:
         FloatingPointError: Training diverged on the first step, and at `RETRIES` lower rates too.
     """
-    best, least, weights = Choice(None, judge.before), 0.0, None
+    best, weights = Choice(None, judge.before), None
+    least = math.inf if judge.clear else _cost(judge.before, judge.before.accuracy, judge)
     probes: list[Probe] = []
     for index, rate in enumerate(ladder):
         try:
@@ -166,8 +174,7 @@ def climb(
         probes.append(Probe("lr", rate, reached.accuracy, floor, chosen=False, residual=reached.residual))
         within = reached.accuracy >= floor
         cost = _cost(reached, floor, judge)
-        taken = (weights is None or cost < least - WORTH) if judge.targets else within
-        if taken:
+        if cost < least - WORTH if judge.targets else within:
             best, least, weights = Choice(rate, reached), cost, copy.deepcopy(model.state_dict())
         if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
             break

@@ -1,11 +1,12 @@
-"""Writes docs/results.md from the records of the two grids in bench/grids.
+"""Writes docs/results.md from the records of the grids in bench/grids.
 
     .venv/bin/python -m bench.results_page results  # takes the records of this folder over first
     .venv/bin/python -m bench.results_page  # from those in bench/results/matrix.jsonl
 
-Both grids are run into one folder, so that they share networks:
+All are run into one folder, so that they share networks:
 
     bdfast matrix run bench/grids/attacks.yaml --output results --workers 2 --threads 1
+    bdfast matrix run bench/grids/seeds.yaml --output results --workers 2 --threads 1
     bdfast matrix run bench/grids/development.yaml --output results --workers 2 --threads 1
 """
 
@@ -24,11 +25,15 @@ from jinja2 import Environment, StrictUndefined
 from bdfast.files import whole_file
 from bdfast.matrix import read_grid, read_records
 from bdfast.matrix.tables import DASH, Record, markdown_table
+from bench.record_facts import attack_of, loss_of, percent
+from bench.spreads import attacks_table, seeds_table
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "results" / "matrix.jsonl"
 TEMPLATE = HERE / "results.md.j2"
-GRIDS = (HERE / "grids" / "attacks.yaml", HERE / "grids" / "development.yaml")
+SEEDS = HERE / "grids" / "seeds.yaml"
+GRIDS = (HERE / "grids" / "attacks.yaml", SEEDS, HERE / "grids" / "development.yaml")
+"""A cell that is in several of them has the split that the last one gives it."""
 PAGE = HERE.parent / "docs" / "results.md"
 REMOVED, KEPT = 0.1, 0.5
 """ASR below which a backdoor counts as removed, and from which it counts as kept."""
@@ -77,6 +82,7 @@ def page(records: Sequence[Record]) -> str:
     networks = {r["network_digest"]: r["seconds"]["training"] for r in grid if "network_digest" in r}
     purifying = sum(r["seconds"]["purifying"] for r in grid if "seconds" in r and r["defense"]["kind"] != "none")
     template = Environment(undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    three = {cell.id for cell in read_grid(SEEDS).cells}
     asked = len({cell.id for path in GRIDS for cell in read_grid(path).cells})
     text = template.render(
         asked=asked,
@@ -96,49 +102,20 @@ def page(records: Sequence[Record]) -> str:
         kept=f"{100 * KEPT:g} %",
         lost=round(100 * LOST),
         chance=f"{100 * CHANCE:g} %",
-        attacks=_attacks(records),
+        attacks=attacks_table(records),
         summary={split: _summary(grid, split) for split in ("tune", "confirm")},
         every={split: _cases(grid, split) for split in ("tune", "confirm")},
         shares=_shares(grid),
         verdicts=_verdicts(grid),
         wrong=[f"{100 * limit:g} %" for limit in (WRONGLY_REMOVED, WRONGLY_KEPT)],
+        three=seeds_table([record for record in records if record["id"] in three]),
         errors=_errors(grid),
     )
     return text.rstrip() + "\n"
 
 
-def _attacks(records: Sequence[Record]) -> str:
-    trained = {r["network_digest"]: r for r in records if r["defense"]["kind"] == "none" and "before" in r}
-    twins = {_twin(r): r["before"]["acc"] for r in trained.values() if r["attack"]["kind"] == "none"}
-    rows: dict[tuple[str, ...], list[Record]] = {}
-    for record in trained.values():
-        if record["attack"]["kind"] != "none":
-            rate = f"{100 * record['attack']['options']['poison_rate']:g} %"
-            rows.setdefault((record["network"]["name"], record["data"], _attack(record), rate), []).append(record)
-    lines = []
-    for names, group in sorted(rows.items()):
-        losses = [twins[_twin(r)] - r["before"]["acc"] for r in group if _twin(r) in twins]
-        figures = [_spread([r["before"][key] for r in group]) for key in ("asr", "acc")]
-        lines.append([*names, *figures, _spread(losses), str(len(group))])
-    heads = ["network", "data", "attack", "poison rate", "ASR (%)", "ACC (%)", "ACC lost (points)", "seeds"]
-    return markdown_table(heads, lines, names=4)
-
-
-def _twin(record: Record) -> str:
-    return json.dumps([record["network"], record["data"], record["seed"]], sort_keys=True)
-
-
 def _case(record: Record) -> str:
     return json.dumps([record[key] for key in ("network", "data", "attack", "clean", "seed")], sort_keys=True)
-
-
-def _attack(record: Record) -> str:
-    """Its name with the target; the poison rate has a column of its own."""
-    attack = record["attack"]
-    if attack["kind"] == "none":
-        return "none"
-    options = attack["options"]
-    return f"{attack['kind']} to {'all' if options.get('targets') else options['target']}"
 
 
 def _summary(grid: Sequence[Record], split: str) -> str:
@@ -152,13 +129,13 @@ def _summary(grid: Sequence[Record], split: str) -> str:
         lines.append(
             [
                 defense,
-                _share(backdoored, lambda r: r["after"]["asr"] < REMOVED and _loss(r) <= LOST),
+                _share(backdoored, lambda r: r["after"]["asr"] < REMOVED and loss_of(r) <= LOST),
                 _share(backdoored, lambda r: r["after"]["asr"] >= KEPT),
                 _damaged(backdoored),
                 _damaged(clean),
-                _percent(median([r["after"]["asr"] for r in backdoored])) if backdoored else DASH,
-                _percent(median([_loss(r) for r in sound])) if sound else DASH,
-                _percent(max(_loss(r) for r in sound)) if sound else DASH,
+                percent(median([r["after"]["asr"] for r in backdoored])) if backdoored else DASH,
+                percent(median([loss_of(r) for r in sound])) if sound else DASH,
+                percent(max(loss_of(r) for r in sound)) if sound else DASH,
                 f"{median([r['seconds']['purifying'] for r in sound]):.0f}" if sound else DASH,
                 str(len(own) - len(sound)),
             ]
@@ -178,8 +155,8 @@ def _shares(grid: Sequence[Record]) -> str:
             own = [r for r in attacked if r["defense"]["name"] == defense and (r["clean"]["name"] == "5 %") is wanted]
             if own:
                 under = [_share(own, lambda r, most=most: r["after"]["asr"] <= most) for most in (0.05, 0.1, 0.15)]
-                losses, ders = [_loss(r) for r in own], [r["der"] for r in own]
-                figures = [_percent(sum(losses) / len(own)), _percent(max(losses)), f"{sum(ders) / len(own):.3f}"]
+                losses, ders = [loss_of(r) for r in own], [r["der"] for r in own]
+                figures = [percent(sum(losses) / len(own)), percent(max(losses)), f"{sum(ders) / len(own):.3f}"]
                 lines.append([defense, name, *under, *figures])
     heads = ["defense", "clean images", "ASR at most 5 %", "10 %", "15 %"]
     return markdown_table([*heads, "mean loss (points)", "greatest loss", "mean DER"], lines, names=2)
@@ -235,10 +212,8 @@ def _cases(grid: Sequence[Record], split: str) -> str:
         before = next((r["before"] for r in group if "before" in r), {"asr": None, "acc": None})
         options = first["attack"]["options"]
         rate = f", {100 * options['poison_rate']:g} %" if options else ""
-        names = [first["network"]["name"], first["data"], _attack(first) + rate, first["clean"]["name"]]
-        lines.append(
-            [*names, _percent(before["asr"]), _percent(before["acc"]), *(_cell(found.get(d)) for d in defenses)]
-        )
+        names = [first["network"]["name"], first["data"], attack_of(first) + rate, first["clean"]["name"]]
+        lines.append([*names, percent(before["asr"]), percent(before["acc"]), *(_cell(found.get(d)) for d in defenses)])
     heads = ["network", "data", "attack", "clean", "ASR", "ACC", *defenses]
     return markdown_table(heads, sorted(lines), names=4)
 
@@ -255,33 +230,19 @@ def _defenses(records: Iterable[Record]) -> list[str]:
     return sorted({r["defense"]["name"] for r in records if r["defense"]["kind"] != "none"})
 
 
-def _loss(record: Record) -> float:
-    return record["before"]["acc"] - record["after"]["acc"]
-
-
 def _share(records: Sequence[Record], sound: Callable[[Record], bool]) -> str:
     return f"{sum(map(sound, records))} of {len(records)}"
 
 
 def _damaged(records: Sequence[Record]) -> str:
     at_chance = sum(record["after"]["acc"] < CHANCE for record in records)
-    return f"{_share(records, lambda r: _loss(r) > LOST)} ({at_chance})"
+    return f"{_share(records, lambda r: loss_of(r) > LOST)} ({at_chance})"
 
 
 def _cell(record: Record | None) -> str:
     if record is None:
         return DASH
-    return "error" if "error" in record else f"{_percent(record['after']['asr'])} ({_percent(_loss(record))})"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return _percent(values[0]) if values else DASH
-    return f"{_percent(sum(values) / len(values))} ({_percent(min(values))} to {_percent(max(values))})"
-
-
-def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f}".replace("-0.0", "0.0")
+    return "error" if "error" in record else f"{percent(record['after']['asr'])} ({percent(loss_of(record))})"
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ def watched(
                 "residual": reached.residual,
                 "rates": led,
                 "targets": judge.targets,
+                "clear": judge.clear,
                 "lengths": [x if x < float("inf") else None for x in lengths],
                 "seconds": seconds,
             }

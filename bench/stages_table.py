@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +38,8 @@ def main(file: tyro.conf.Positional[Path]) -> None:
             runs.setdefault(f"{row['method']} {options}".strip(), {}).setdefault(case, []).append(row)
     lines = [[name, *_line(name.split()[0], cases)] for name, cases in runs.items()]
     heads = ["method and options", "cases", "median ASR (%)", "ASR of 15 % or less", "mean loss of ACC (points)"]
-    print(markdown_table([*heads, '"removed" above 15 %', "mean regret", "worst regret"], lines, names=1))
+    heads += ['"removed" above 15 %', "mean regret", "worst regret", "search in all seconds (%)"]
+    print(markdown_table(heads, lines, names=1))
     every = [row for cases in runs.values() for rows in cases.values() for row in rows[1:]]
     pairs = [(row["residual"], row["asr"]) for row in every if row["targets"] and row["asr"] is not None]
     print(f"\nRank correlation of residual and ASR over {len(pairs)} stages: {rank_correlation(pairs):.2f}")
@@ -58,7 +59,14 @@ def _line(method: str, cases: dict[str, list[Row]]) -> list[str]:
         str(wrong),
         f"{mean(regrets):.3f}",
         f"{max(regrets):.3f}",
+        f"{100 * median(_searching(rows, choice) for rows, choice in taken):.0f}",
     ]
+
+
+def _searching(rows: list[Row], choice: Row) -> float:
+    """The share of the search for surrogates in the time up to the stage that is taken, the first where none is."""
+    last = max(1, rows.index(choice))
+    return float(rows[0]["seconds"] / sum(row["seconds"] for row in rows[: last + 1]))
 
 
 class Replay:
@@ -68,6 +76,7 @@ class Replay:
         self.rows = {row["rate"]: row for row in rows}
         self.before = self.reached(None)
         self.targets = rows[0]["targets"]
+        self.clear = rows[0].get("clear", bool(self.targets))
 
     def reached(self, rate: float | None) -> SimpleNamespace:
         row = self.rows[rate]
@@ -87,7 +96,7 @@ def by_the_rule(method: str, rows: list[Row]) -> Row:
     """The row of the stage that `bdfast.selection.climb` takes; the first row is the given network."""
     replay = Replay(rows)
     ladder = [row["rate"] for row in rows[1:]]
-    ladder = ladder if replay.targets else ladder[: METHODS[method].unsuspected]
+    ladder = ladder if replay.clear else ladder[: METHODS[method].unsuspected]
     model = nn.Identity()
     choice = climb(ladder, replay.train, model, replay, Run(), max_accuracy_drop=METHODS[method].max_accuracy_drop)
     return replay.rows[choice.rate]

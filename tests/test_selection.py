@@ -16,9 +16,10 @@ GIVEN, PREPARED = -1.0, -2.0
 class Judged:
     """A model whose only weight is the last rate that it was trained at, and a judge that looks it up."""
 
-    def __init__(self, outcomes, *, targets=(3,), diverges=()):
+    def __init__(self, outcomes, *, targets=(3,), diverges=(), clear=True):
         self.model = nn.Linear(1, 1, bias=False)
         self.outcomes, self.targets, self.diverges = outcomes, list(targets), diverges
+        self.clear = clear and bool(targets)
         self.before = self.reached(1.0 if targets else 0.0, 0.9)
         self.run, self.tried = Run(), []
         nn.init.constant_(self.model.weight, PREPARED)
@@ -91,6 +92,21 @@ def test_without_a_suspect_a_model_that_cannot_bear_it_is_left_as_it_was():
     assert choice.rate is None
     assert choice.reached is judged.before
     assert not any(row.chosen for row in judged.run.history)
+
+
+def test_where_no_suspect_is_clear_nothing_is_taken_that_costs_more_than_it_removes():
+    outcomes = {0.01: (0.2, 0.5), 0.03: (0.1, 0.4)}
+    assert Judged(outcomes).climb([0.01, 0.03]).rate is not None
+    judged = Judged(outcomes, clear=False)
+    assert judged.climb([0.01, 0.03]).rate is None
+    assert not any(row.chosen for row in judged.run.history)
+    assert Judged({0.01: (0.2, 0.8)}, clear=False).climb([0.01]).rate == 0.01  # below the floor, and worth it
+
+
+def test_where_no_suspect_is_clear_the_weakest_step_that_is_enough_is_taken():
+    assert Judged({0.01: (0.02, 0.9), 0.03: (0.0, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.01
+    assert Judged({0.01: (0.5, 0.9), 0.03: (0.02, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.03
+    assert Judged({0.01: (0.5, 0.9), 0.03: (0.49, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.01
 
 
 def test_a_first_step_below_the_floor_may_recover():

@@ -62,7 +62,7 @@ class Staged(FineTuning):
     """The learning rates of the stages, weak to strong."""
 
     unsuspected: ClassVar[int | None] = None
-    """Most stages where no class is suspected; None for all."""
+    """Most stages where no class is clearly suspected; None for all."""
 
     def __post_init__(self) -> None:
         self.check_at_least("updates", 1)
@@ -108,7 +108,7 @@ class Staged(FineTuning):
         begun = self.begin(model, given, judge.tuning, run, judge.surrogates)
         options, data = self._sized(judge.tuning)
         choice = climb(
-            self.rates if judge.targets else self.rates[: self.unsuspected],
+            self.rates if judge.clear else self.rates[: self.unsuspected],
             lambda rate: begun.train(replace(options, lr=rate), data, f"fine-tune at {rate:g}"),
             model,
             judge,
@@ -121,8 +121,8 @@ class Staged(FineTuning):
             neurons = None
         found, verdict = dict(begun.found), None
         if judge.surrogates is not None:
-            lengths = judge.surrogates.lengths.lengths.tolist()
-            found |= {"targets": judge.targets, "least_lengths": [x if x < math.inf else None for x in lengths]}
+            *lengths, away = (x if x < math.inf else None for x in judge.surrogates.lengths.all().tolist())
+            found |= {"targets": judge.targets, "least_lengths": lengths, "all_to_all_length": away}
             before, after = judge.before, choice.reached
             verdict = Verdict(
                 tuple(judge.targets),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import Distilling
 from bdfast.defenses.stages import Begun, InRounds
-from bdfast.inversion.least_length import least_lengths
+from bdfast.inversion.least_length import LeastLengths, least_lengths
 from bdfast.inversion.scene import Scene, scene_of
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.inversion.universal import lead
@@ -20,7 +20,7 @@ from bdfast.training import Run
 from bdfast.training.batchnorm import Policy
 from bdfast.training.seeds import derived_seed
 
-FACTORS, FACTORS_TO_ALL = (1.0, 1.5, 2.5), (1.0, 1.5)
+FACTORS, FACTORS_TO_ALL = (1.0, 1.5, 2.5), (1.0,)
 """Lengths of the changes, as multiples of the least length of their class. A small patch is a longer change than the
 shortest dense one: without the long ones, some of its effect was left on a tuning network. Where the changes lead to
 all classes, the long ones cost accuracy."""
@@ -33,9 +33,6 @@ WINDOW_SIDES, WINDOW_CHANGE = (0.1, 0.25), 0.6
 
 AT_ONCE = 10
 """Most target labels in a round."""
-
-UNREACHED = 1.2
-"""The length for classes that the search did not reach, as a multiple of the longest that it found."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +93,17 @@ class UAUDefense(Distilling, InRounds):
 
     def _suspects(
         self, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[LeastLengths, list[int]]:
         """What it takes to lead images to each class, and the suspects."""
         if surrogates is not None:
-            return surrogates.lengths.lengths, surrogates.targets
+            return surrogates.lengths, surrogates.targets
         draws = torch.Generator().manual_seed(derived_seed(run.seed, "surrogates"))
         with scene_of(given, data, run) as scene:
             found = least_lengths(scene, draws, among=None if self.target is None else [self.target])
-        return found.lengths, found.suspects if self.target is None else [self.target]
+        return found, found.suspects if self.target is None else [self.target]
 
     def _changing(
-        self, model: nn.Module, tuning: Batches, run: Run, least: Tensor, suspects: list[int], name: str
+        self, model: nn.Module, tuning: Batches, run: Run, least: LeastLengths, suspects: list[int], name: str
     ) -> Callable[[Batch], Batch]:
         """Puts changes that lead `model`, as it is now, to target labels on some images of a batch; labels stay."""
         draws = torch.Generator().manual_seed(derived_seed(run.seed, name))
@@ -130,11 +127,11 @@ class UAUDefense(Distilling, InRounds):
 
 
 def _everywhere(
-    scene: Scene, led_to: list[int], least: Tensor, factors: Sequence[float], draws: torch.Generator
+    scene: Scene, led_to: list[int], least: LeastLengths, factors: Sequence[float], draws: torch.Generator
 ) -> Tensor:
     """Changes [T, C, H, W] of the whole image, of each of the lengths to each of the classes."""
     targets = torch.tensor(led_to).repeat_interleave(len(factors))
-    lengths = (_usable(least)[targets] * torch.tensor(factors).repeat(len(led_to))).clamp(max=1.0)
+    lengths = (least.usable(targets.tolist()) * torch.tensor(factors).repeat(len(led_to))).clamp(max=1.0)
     start = torch.randn(len(targets), *scene.images.shape[1:], generator=draws).to(scene.images.device)
     return lead(scene, targets.to(start.device), start, lengths.to(start.device), draws)
 
@@ -155,10 +152,3 @@ def _in_windows(scene: Scene, led_to: list[int], each: int, draws: torch.Generat
     lengths = WINDOW_CHANGE * windows.mean((1, 2, 3)).sqrt()
     start, windows, targets, lengths = (x.to(scene.images.device) for x in (start * windows, windows, targets, lengths))
     return lead(scene, targets, start, lengths, draws, windows=windows)
-
-
-def _usable(lengths: Tensor) -> Tensor:
-    """The least lengths, with a guess for classes that the search did not reach."""
-    reached = lengths[lengths.isfinite()]
-    longest = float(reached.max()) if len(reached) else 1.0
-    return lengths.clamp(max=UNREACHED * longest)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bdfast.inversion.scene import ALL_TO_ALL
+
 REMOVED, REDUCED = 0.05, 0.15
 """Residuals up to which a backdoor counts as removed, and below which it counts as reduced."""
 
@@ -17,18 +19,18 @@ class Verdict:
 
     Surrogates are triggers that were guessed from the given model and clean images. The residual is how often they
     still lead held-out clean images to their class, less how often those go there by themselves. "nothing found" does
-    not mean that there is no backdoor: triggers that leave the labels alone, those with a target for each class, and
-    some that are no change of fixed pixels leave no class that stands out.
+    not mean that there is no backdoor: triggers that leave the labels alone, and some that are no change of fixed
+    pixels, leave no class that stands out.
 
     Attributes:
-        targets: Suspected target labels, the most suspicious first.
+        targets: Suspected target labels, the most suspicious first; (-1,) for a trigger with a target for each label.
         residual_before: Of the given model, in [0, 1]; 0 where nothing was found.
         residual_after: Of the purified model.
         accuracy_before: Of the given model on the held-out images.
         accuracy_after: Of the purified one.
         held_out: How many held-out images there are.
-        clear: Whether the targets are clearly easier to reach than all other classes. Else "nothing found": in clean
-            networks some class is the easiest, too.
+        clear: Whether the targets are clearly easier to reach than all other classes, by small patches too. Else
+            "nothing found": in clean networks some class is the easiest, too.
     """
 
     targets: tuple[int, ...]
@@ -57,10 +59,9 @@ class Verdict:
         accuracy = f"held-out accuracy {self.accuracy_before:.1%} -> {self.accuracy_after:.1%}"
         if not self.targets:
             return f"nothing found: no class is easier to reach than all others; {accuracy}"
-        targets = ", ".join(map(str, self.targets))
+        labels = ", ".join(map(str, self.targets))
         residual = f"residual {self.residual_before:.2f} -> {self.residual_after:.2f}"
         if not self.clear:
-            return (
-                f"nothing found: no class is clearly easier to reach; of the easiest, {targets}: {residual}; {accuracy}"
-            )
-        return f"{self.status}: target label {targets}, {residual}, {accuracy}"
+            return f"nothing found: no class stands out clearly; of the easiest, {labels}: {residual}; {accuracy}"
+        found = "all-to-all" if ALL_TO_ALL in self.targets else f"target label {labels}"
+        return f"{self.status}: {found}, {residual}, {accuracy}"

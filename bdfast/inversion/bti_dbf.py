@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,18 +15,18 @@ from bdfast.data.batches import Batch, Batches
 from bdfast.inversion.benign_mask import BenignMask, learn_mask
 from bdfast.inversion.features import Features
 from bdfast.inversion.generator import Generator
+from bdfast.inversion.opening import opened
 from bdfast.inversion.pretraining import pretrain
 from bdfast.inversion.scene import gathered
 from bdfast.inversion.target_histogram import most_frequent_class
 from bdfast.inversion.target_scan import easiest_class
 from bdfast.ops.finite import check_finite_gradients
-from bdfast.task import Forward, StepResult, at_least_float32, default_forward, device_of, measured, normalized
+from bdfast.task import Forward, StepResult, at_least_float32, default_forward, measured
 from bdfast.training import Run
-from bdfast.training.clean_set import inspect
 from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode, preserved_modes
-from bdfast.training.progress import Progress, Silent
-from bdfast.training.seeds import derived_seed, seeded
+from bdfast.training.progress import Progress
+from bdfast.training.seeds import derived_seed
 
 Logits = Callable[..., Tensor]
 """(images [B, C, H, W], labels, ...) -> [B, K]."""
@@ -258,10 +257,6 @@ def invert_trigger(
     Raises:
         ValueError: The batches are not (images, labels, ...), or the network has no features to read.
     """
-    device = device_of(model)
-    batches = Batches(clean, device=device, batch_size=batch_size)
-    run = Run(seed=seed, forward=normalized(forward), amp=amp, progress=progress or Silent())
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
-        for warning in inspect(model, batches, run.forward).warnings():
-            warnings.warn(warning, stacklevel=2)
+    begun = opened(model, clean, seed=seed, batch_size=batch_size, amp=amp, forward=forward, progress=progress)
+    with begun as (batches, run):
         return (options or BTIDBF()).run(model, batches, run)

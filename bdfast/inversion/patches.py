@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bdfast.inversion.scene import Scene
+from bdfast.inversion.scene import Scene, losses_towards
 
 STEPS = 120
 LR = 0.1
@@ -20,8 +19,8 @@ def fit_patch(scene: Scene, target: int, weight: float, draws: torch.Generator) 
 
     Args:
         scene: Network and images.
-        target: The class.
-        weight: Of the mean of the mask, beside the cross-entropy.
+        target: The class, or `ALL_TO_ALL`.
+        weight: Of the mean of the mask, beside the loss.
         draws: Draws the images and the start.
 
     Returns:
@@ -36,8 +35,8 @@ def fit_patch(scene: Scene, target: int, weight: float, draws: torch.Generator) 
         optimizer.zero_grad()
         cover, paint = _drawn(mask, pattern, scene.limits)
         answers = scene.logits(scene.images[drawn].lerp(paint.expand(len(drawn), *shape), cover))
-        loss = F.cross_entropy(answers, torch.full((len(drawn),), target, device=drawn.device)) + weight * cover.mean()
-        loss.backward()
+        losses = losses_towards(answers, torch.full_like(drawn, target), scene.labels[drawn])
+        (losses.mean() + weight * cover.mean()).backward()
         optimizer.step()
     cover, paint = _drawn(mask.detach(), pattern.detach(), scene.limits)
     return cover, paint

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bdfast.data.batches import Batch, Batches
 from bdfast.task import at_least_float32
@@ -16,6 +17,9 @@ from bdfast.training.modes import preserved_modes
 
 MOST_IMAGES = 1000
 """Most images of a scene."""
+
+ALL_TO_ALL = -1
+"""In place of a target label: to any label but their own, as the triggers do that have a target for each label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +57,34 @@ class Scene:
         return first + torch.randperm(count, generator=draws).to(self.images.device)
 
     def others(self, target: int, order: Tensor, most: int) -> Tensor:
-        """The first `most` positions of `order` whose images are of another class."""
+        """The first `most` positions of `order` whose images are of another class than `target`."""
         return order[self.labels[order] != target][:most]
+
+    def led(self, answers: Tensor, target: int, positions: Tensor) -> Tensor:
+        """Whether answers [M] for the images at `positions` [M] are the target label; `ALL_TO_ALL`: not their own."""
+        return answers != self.labels[positions] if target == ALL_TO_ALL else answers == target
 
     @torch.no_grad()
     def answers(self, change: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         """Logits [M, K] for the images at `positions` [M], changed."""
         parts = [self.logits(change(self.images[part])) for part in positions.split(self.chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, self.classes, device=self.images.device)
+
+
+def losses_towards(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """What a trigger has to lower, for each image: the cross-entropy of its target label.
+
+    For `ALL_TO_ALL`, how far the logit of its own label is above all others: the cross-entropy of its own label hardly
+    has a gradient where the network is sure.
+
+    Args:
+        logits: [B, K].
+        targets: [B].
+        labels: [B].
+    """
+    own = labels.relu()[:, None]  # labels that do not count are negative
+    ahead = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
+    return torch.where(targets == ALL_TO_ALL, ahead.relu(), F.cross_entropy(logits, targets.relu(), reduction="none"))
 
 
 @contextmanager

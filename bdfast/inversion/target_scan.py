@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdfast.inversion.scene import Scene
+from bdfast.inversion.screening import screened
 from bdfast.inversion.universal import JUDGED, PACE, PER_STEP, REACHED, START, TINY, gradient_towards, norms
 
 STEPS = 16
@@ -46,14 +47,15 @@ def easiest_class(
 
     Returns:
         "target", the class, and "evidence", [K]: the loss that is left for every class, infinite where all images
-        are of it.
+        are of it, and, with more than 16 classes, for those that `screened` leaves out.
     """
     shape = images.shape[1:]
     span = limits[1] - limits[0]
-    change = torch.zeros(classes, *shape, device=images.device)
+    targets = screened(Scene(logits, images, labels, classes, limits, chunk), torch.arange(classes), generator)
+    targets = targets.to(images.device)
+    change = torch.zeros(len(targets), *shape, device=images.device)
     length, longest = (share * span * shape.numel() ** 0.5 for share in (START, 1.0))
     scene = Scene(logits, images, labels, classes, limits, chunk, judged=0)
-    targets = torch.arange(classes, device=images.device)
     found = False
 
     def draw() -> Tensor:
@@ -65,11 +67,12 @@ def easiest_class(
             pace = PACE * length * (1 - step / STEPS)
             change = change - pace * gradient / norms(gradient).clamp_min(TINY)
             change *= (length / norms(change).clamp_min(TINY)).clamp(max=1)
-        reached, loss = _reach(logits, change, images, labels, limits, draw())
+        reached, loss = _reach(logits, targets, change, images, labels, limits, draw())
         if found or length > longest:
             # NaN stands for a class whose images are the only ones: no other image can become one of it.
-            loss = loss.nan_to_num(torch.inf)
-            return {"target": int(loss.argmin()), "evidence": loss.tolist()}
+            evidence = loss.new_full((classes,), torch.inf)
+            evidence[targets] = loss.nan_to_num(torch.inf)
+            return {"target": int(evidence.argmin()), "evidence": evidence.tolist()}
         # Near the length that is just enough, weak triggers such as a small patch have not fully formed.
         found = float(reached.nan_to_num(0).max()) >= REACHED
         length *= GROWTH
@@ -78,6 +81,7 @@ def easiest_class(
 @torch.no_grad()
 def _reach(
     logits: Callable[[Tensor], Tensor],
+    targets: Tensor,
     change: Tensor,
     images: Tensor,
     labels: Tensor,
@@ -85,7 +89,7 @@ def _reach(
     order: Tensor,
 ) -> tuple[Tensor, Tensor]:
     reached, losses = [], []
-    for target, own in enumerate(change):
+    for target, own in zip(targets.tolist(), change, strict=True):
         others = order[labels[order] != target][:JUDGED]
         answers = logits((images[others] + own).clamp(*limits)).float()
         reached.append((answers.argmax(1) == target).float().mean())

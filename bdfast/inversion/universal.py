@@ -6,9 +6,8 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bdfast.inversion.scene import Scene, pieces
+from bdfast.inversion.scene import ALL_TO_ALL, Scene, losses_towards, pieces
 
 START = 0.03
 """First length: root mean square of a pixel's change, as a share of the range."""
@@ -42,6 +41,7 @@ def lead(
     draws: torch.Generator,
     *,
     steps: int = STEPS,
+    images: int = PER_STEP,
     windows: Tensor | None = None,
 ) -> Tensor:
     """Move changes [T, C, H, W] so that images follow them to `targets` [T]; none gets longer than `lengths` [T].
@@ -51,16 +51,17 @@ def lead(
 
     Args:
         scene: Network and images.
-        targets: [T].
+        targets: [T], labels or `ALL_TO_ALL`.
         changes: Where to start.
         lengths: [T], root mean square of a pixel's change, as a share of the range.
         draws: Draws the images.
         steps: How many.
+        images: Images in a step, for each change.
         windows: [T, 1, H, W], 1 where a change may be other than zero and 0 elsewhere; everywhere when left out.
     """
     radius = (lengths * scene.span * changes[0].numel() ** 0.5).view(-1, 1, 1, 1).to(changes)
     for step in range(steps):
-        drawn = scene.drawn(draws)[:PER_STEP]
+        drawn = scene.drawn(draws)[:images]
         gradient = gradient_towards(scene, targets, changes, drawn)
         if windows is not None:
             gradient = gradient * windows
@@ -72,9 +73,11 @@ def lead(
 def followed(scene: Scene, targets: Tensor, changes: Tensor, order: Tensor) -> Tensor:
     """The share [T] of images of other classes that a change leads to its target; NaN where there are none.
 
+    For `ALL_TO_ALL`, of the images that the network gets right.
+
     Args:
         scene: Network and images.
-        targets: [T].
+        targets: [T], labels or `ALL_TO_ALL`.
         changes: [T, C, H, W].
         order: Positions of the images, of which the first `JUDGED` count.
     """
@@ -82,7 +85,11 @@ def followed(scene: Scene, targets: Tensor, changes: Tensor, order: Tensor) -> T
     for target, change in zip(targets.tolist(), changes, strict=True):
         positions = scene.others(target, order, JUDGED)
         answers = scene.answers(functools.partial(_changed, change=change, limits=scene.limits), positions)
-        rates.append((answers.argmax(1) == target).float().mean())
+        led = scene.led(answers.argmax(1), target, positions).float().mean()
+        if target == ALL_TO_ALL:  # images that the network gets wrong are away already
+            chance = scene.led(scene.answers(lambda x: x, positions).argmax(1), target, positions).float().mean()
+            led = (led - chance) / (1 - chance)
+        rates.append(led)
     return torch.stack(rates)
 
 
@@ -92,17 +99,17 @@ def _changed(images: Tensor, change: Tensor, limits: tuple[float, float]) -> Ten
 
 def gradient_towards(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> Tensor:
     """Gradient [T, C, H, W] of the loss of images at `drawn` [N], with each change, towards its target."""
-    parts = pieces(len(changes), PER_STEP, scene.chunk)
+    parts = pieces(len(changes), max(1, len(drawn)), scene.chunk)
     return torch.cat([_gradient(scene, targets[part], changes[part], drawn) for part in parts])
 
 
 def _gradient(scene: Scene, targets: Tensor, changes: Tensor, drawn: Tensor) -> Tensor:
     changes = changes.detach().requires_grad_()
     x = (scene.images[drawn] + changes[:, None]).clamp(*scene.limits).flatten(0, 1)
-    wanted = targets.repeat_interleave(len(drawn))
-    losses = F.cross_entropy(scene.logits(x), wanted, reduction="none")
+    wanted, labels = targets.repeat_interleave(len(drawn)), scene.labels[drawn].repeat(len(changes))
+    losses = losses_towards(scene.logits(x), wanted, labels)
     # Skip images that already belong to the class.
-    return torch.autograd.grad(losses[scene.labels[drawn].repeat(len(changes)) != wanted].sum(), changes)[0]
+    return torch.autograd.grad(losses[labels != wanted].sum(), changes)[0]
 
 
 def norms(x: Tensor) -> Tensor:

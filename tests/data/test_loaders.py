@@ -204,7 +204,7 @@ def test_labels_and_samples_of_many_forms(form):
         (lambda x, y: (x, y, y), r"expected 1 label\(s\) per sample, got 2"),
     ],
 )
-@pytest.mark.parametrize("verb", [bdfast.evaluate, bdfast.purify, bdfast.invert_trigger])
+@pytest.mark.parametrize("verb", [bdfast.evaluate, bdfast.purify, bdfast.invert_trigger, bdfast.surrogates])
 def test_labels_that_are_none_are_refused_by_name(change, message, verb):
     data = Mapped(change)
     with pytest.raises(ValueError, match=message) as raised:

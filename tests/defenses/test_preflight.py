@@ -52,7 +52,7 @@ def test_logits_are_found(trained, clean, wrap):
 
 @pytest.mark.parametrize("wrap", [lambda y: (y, y), lambda y: {"features": y}, lambda y: "cat"])
 def test_or_the_error_names_forward(trained, clean, wrap):
-    for verb in (bdfast.evaluate, bdfast.purify, bdfast.invert_trigger):
+    for verb in (bdfast.evaluate, bdfast.purify, bdfast.invert_trigger, bdfast.surrogates):
         with pytest.raises(ValueError, match=r"clean: batch 0: model: expected logits.*forward="):
             verb(Wrapped(trained, wrap), clean)
 
@@ -161,7 +161,7 @@ def test_infinite_buffers_are_masks_and_nan_is_damage(clean):
         bdfast.purify(model, clean, method="ft", **QUICK)
 
 
-@pytest.mark.parametrize("verb", [bdfast.purify, bdfast.evaluate, bdfast.invert_trigger])
+@pytest.mark.parametrize("verb", [bdfast.purify, bdfast.evaluate, bdfast.invert_trigger, bdfast.surrogates])
 def test_models_without_values_are_told(clean, verb):
     with pytest.raises(ValueError, match=r"model: expected initialised parameters, got 1\.\w+, which is lazy"):
         verb(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), clean)

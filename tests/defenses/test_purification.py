@@ -51,8 +51,8 @@ def test_same_seed_same_bits_and_a_loader_is_as_good_as_a_data_set(digits, backd
     assert not torch.equal(weights(first.model), weights(other.model))
 
 
-def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdoored, monkeypatch):
-    model, clean = backdoored[0], digits[1].subset(torch.arange(128))
+def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, trained, monkeypatch):
+    model, clean = trained, digits[1].subset(torch.arange(128))
     options = {**QUICK, "lr": None, "epochs": 2, "augment": bdfast.Augmentation(shift=1)}
     undisturbed = bdfast.purify(model, clean, **options)
     steps = 0
@@ -76,9 +76,9 @@ def test_a_killed_purification_resumes_to_the_same_bits(tmp_path, digits, backdo
         bdfast.purify(model, clean, workdir=tmp_path, **{**options, "epochs": 3})
 
 
-def test_the_rate_is_chosen_from_clean_data(digits, backdoored):
+def test_the_rate_is_chosen_from_clean_data(digits, trained):
     clean = digits[1].subset(torch.arange(192))
-    result = bdfast.purify(backdoored[0], clean, max_accuracy_drop=0.1, **{**QUICK, "lr": None, "epochs": 2})
+    result = bdfast.purify(trained, clean, max_accuracy_drop=0.1, **{**QUICK, "lr": None, "epochs": 2})
     probes = [row for row in result.history if isinstance(row, Probe)]
     assert {row.option for row in probes} == {"lr"}
     assert [row.value for row in probes] == list(bdfast.TSBDDefense.rates[: len(probes)])

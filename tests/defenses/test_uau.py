@@ -7,8 +7,12 @@ import pytest
 import torch
 
 import bdfast
-from bdfast.defenses import UAUDefense
+from bdfast import selection
+from bdfast.defenses import UAUDefense, uau
 from bdfast.defenses.verdict import Verdict
+from bdfast.inversion import surrogates
+from bdfast.inversion.least_length import LeastLengths
+from bdfast.inversion.scene import ALL_TO_ALL
 from bdfast.training import Epoch, Probe
 
 
@@ -69,9 +73,22 @@ def test_a_target_that_is_known_is_taken(trained, clean):
     assert result.verdict.targets == (7,)
 
 
-def test_without_a_suspect_one_stage_against_all_classes_is_all(trained, clean, monkeypatch):
-    from bdfast.inversion.least_length import LeastLengths
+def test_against_a_target_for_each_label_it_trains_on_changes_that_lead_away(trained, clean, monkeypatch):
+    found, least = [], uau.least_lengths
+    monkeypatch.setattr(surrogates, "least_lengths", lambda *a, **k: replace(least(*a, **k), away=0.05))
+    lead = uau.lead
+    monkeypatch.setattr(
+        uau, "lead", lambda scene, targets, *a, **k: found.append(targets) or lead(scene, targets, *a, **k)
+    )
+    result = bdfast.purify(trained, clean, method="uau", **QUICK)
+    assert result.verdict.targets == (ALL_TO_ALL,)
+    assert "all-to-all, residual" in str(result.verdict)
+    assert result.found["all_to_all_length"] == pytest.approx(0.05)
+    assert all((targets == ALL_TO_ALL).all() for targets in found)
+    assert len(found) > 0
 
+
+def test_without_a_suspect_one_stage_against_all_classes_is_all(trained, clean, monkeypatch):
     monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
     result = bdfast.purify(trained, clean, method="uau", **QUICK)
     assert result.verdict.status == "nothing found"
@@ -80,9 +97,18 @@ def test_without_a_suspect_one_stage_against_all_classes_is_all(trained, clean, 
     assert stages == {"fine-tune at 0.003, round 1", "fine-tune at 0.003, round 2"}
 
 
-def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
-    from bdfast.inversion.least_length import LeastLengths
+@pytest.mark.parametrize(("clear", "stages"), [(True, 2), (False, 1)])
+def test_where_no_class_is_clearly_easier_one_stage_is_all(trained, clean, monkeypatch, clear, stages):
+    monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: [1, 2]))
+    monkeypatch.setattr(LeastLengths, "gap", property(lambda self: 2.0 if clear else 1.1))
+    monkeypatch.setattr(surrogates, "PATCHED", 2.0)  # patches tell nothing
+    monkeypatch.setattr(selection, "ENOUGH", -1.0)  # nor is any stage enough
+    result = bdfast.purify(trained, clean, method="uau", max_accuracy_drop=1.0, **QUICK)
+    assert result.verdict.clear == clear
+    assert len([row for row in result.history if isinstance(row, Probe)]) == stages
 
+
+def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
     monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
     monkeypatch.setattr(UAUDefense, "rates", (3.0,))
     result = bdfast.purify(trained, clean, method="uau", **QUICK)
@@ -101,6 +127,7 @@ def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
         ((1,), 0.14, "reduced"),
         ((1,), 0.15, "not removed"),
         ((1, 2), 1.0, "not removed"),
+        ((ALL_TO_ALL,), 0.01, "removed"),
     ],
 )
 def test_verdicts(targets, after, status):
@@ -113,9 +140,7 @@ def test_verdicts(targets, after, status):
 def test_where_no_class_is_clearly_easier_nothing_is_found():
     verdict = Verdict((1, 2), 0.9, 0.01, 0.9, 0.88, 100, clear=False)
     assert verdict.status == "nothing found"
-    assert str(verdict).startswith(
-        "nothing found: no class is clearly easier to reach; of the easiest, 1, 2: residual 0.9"
-    )
+    assert str(verdict).startswith("nothing found: no class stands out clearly; of the easiest, 1, 2: residual 0.9")
 
 
 @pytest.mark.parametrize("option", ["rounds", "updates"])

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+import bdfast
 from bdfast.data.batches import Batches
-from bdfast.inversion.least_length import GAP, LeastLengths, least_lengths
-from bdfast.inversion.scene import Scene, gathered, scene_of
-from bdfast.inversion.surrogates import Surrogate, Surrogates, _by_patches, find_surrogates
+from bdfast.inversion.least_length import GAP, _scatters, least_lengths
+from bdfast.inversion.scene import ALL_TO_ALL, Scene, gathered, losses_towards, scene_of
+from bdfast.inversion.surrogates import Surrogate, find_surrogates
 from bdfast.inversion.universal import START, followed, lead
 from bdfast.training import Run
 
@@ -36,6 +37,15 @@ class Corner(nn.Module):
         )
 
 
+class Shift(Corner):
+    """Says the next column where the corner is lit: a target for each label."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        columns = images[:, 0, :6].mean(1)
+        lit = images[:, 0, 6:, 6:].mean((1, 2)).square()  # next to nothing in the images as they are
+        return self.scale * (columns + self.strength * lit[:, None] * columns.roll(1, 1))
+
+
 def columns(count: int = 160, *, low: float = 0.0, span: float = 1.0) -> TensorDataset:
     draws = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % CLASSES
@@ -59,7 +69,8 @@ def test_the_target_label_is_the_only_suspect(target):
         found = least_lengths(scene, draws())
     assert found.suspects == [target]
     assert found.lengths.argmin() == target
-    assert found.changes.shape == (CLASSES, 1, 8, 8)
+    assert found.lengths.shape == (CLASSES,)
+    assert found.away == torch.inf
 
 
 def test_networks_that_follow_short_changes_are_searched_below_the_first_length():
@@ -87,41 +98,76 @@ def test_a_clean_network_has_no_suspect():
     with scene_of(Corner(0, 0.0), batches(columns()), Run()) as scene:
         found = least_lengths(scene, draws())
     assert found.suspects == []
+    assert found.gap == 1
     assert found.lengths.isfinite().all()
+    assert found.away == torch.inf
 
 
-def test_suspects_are_those_near_the_easiest():
-    def found(*lengths: float) -> tuple[list[int], bool]:
-        found = LeastLengths(torch.tensor(lengths), torch.zeros(len(lengths), 1, 1, 1))
-        return found.suspects, found.clear
-
-    rest = [0.2] * 10
-    assert found(0.2, 0.1, 0.21) == ([1], True)
-    assert found(0.1, 0.1 * GAP - 0.001, *rest) == ([0, 1], True)
-    assert found(0.1, 0.11, 0.119, *rest) == ([0, 1, 2], True)
-    assert found(0.1, 0.11, 0.125, *rest) == ([0, 1], False)  # the third is near the second
-    assert found(0.1, 0.11, 0.115, 0.119, *rest) == ([], False)  # four: clean networks are like that
-    assert found(0.1, 0.11, 0.2, 0.2) == ([], False)  # two of four classes are half of them
-    assert found(torch.inf, torch.inf) == ([], False)
-    assert found(torch.inf, 0.3, torch.inf) == ([1], True)
-    assert found(0.1) == ([], False)
+def test_a_trigger_with_a_target_for_each_label_leads_away_from_all():
+    with scene_of(Shift(0, 30.0), batches(columns()), Run()) as scene:
+        found = find_surrogates(scene, draws())
+        assert (found.targets, found.clear) == ([ALL_TO_ALL], True)
+        assert found.lengths.away * GAP <= float(found.lengths.lengths.min())
+        assert found.lengths.all()[ALL_TO_ALL] == found.lengths.usable([ALL_TO_ALL]) == found.lengths.away
+        before = found.residual_in(scene)
+    assert before > 0.8
+    with scene_of(Shift(0, 0.0), batches(columns()), Run()) as scene:
+        assert found.residual_in(scene) < 0.2
 
 
-def test_of_near_suspects_patches_tell():
-    rates = {(3, "dense 1"): 0.9, (3, "patch"): 0.95, (6, "dense 1"): 0.9, (6, "patch"): 0.4}
-    paint, weight = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
-    triggers = tuple(Surrogate(t, paint, weight if kind == "patch" else None, (0.0, 1.0), kind) for t, kind in rates)
-    lengths = LeastLengths(torch.tensor([0.2] * 8), torch.zeros(8, 1, 1, 1))
+def test_anyone_may_ask_for_them():
+    found = bdfast.surrogates(Corner(3, 8.0), columns())
+    again = bdfast.surrogates(Corner(3, 8.0), DataLoader(columns(), batch_size=256, shuffle=True))
+    assert found.targets == again.targets == [3]
+    torch.testing.assert_close(found.lengths.lengths, again.lengths.lengths)
+    assert found.residual(Corner(3, 8.0), columns()) > 0.9
+    assert found.residual(Corner(3, 0.0), columns(), batch_size=7) < 0.2
+    assert bdfast.surrogates(Corner(3, 8.0), columns(), target=6).targets == [6]
+    for target in (-1, 8):
+        with pytest.raises(ValueError, match=rf"target: expected a class in 0\.\.7, got {target}; leave it out"):
+            bdfast.surrogates(Corner(3, 8.0), columns(), target=target)
+    with pytest.raises(ValueError, match="images: "):
+        found.residual(Corner(3, 8.0), [{"x": torch.zeros(1, 8, 8), "y": 0}])
 
-    class Rated(Surrogates):
-        def rates(self, scene):
-            return list(scene.values())
 
-    for found, kept in ((rates, [3]), ({**rates, (6, "patch"): 0.6}, [3, 6]), ({**rates, (3, "patch"): 0.7}, [3, 6])):
-        narrowed = _by_patches(Rated(lengths, [3, 6], triggers, clear=False), scene=found)
-        assert narrowed.targets == kept
-        assert narrowed.clear == (kept == [3])
-        assert {trigger.target for trigger in narrowed.triggers} == set(kept)
+def test_a_change_that_leads_to_few_labels_is_no_all_to_all_trigger():
+    """Where many classes are near each other it is short, too."""
+
+    class Few(Shift):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            lit = images[:, 0, 6:, 6:].mean((1, 2)).square()
+            first = torch.tensor([1.0, 1.0, 0, 0, 0, 0, 0, 0])
+            return self.scale * (images[:, 0, :6].mean(1) + self.strength * lit[:, None] * first)
+
+    for network, found in ((Few(0, 30.0), False), (Shift(0, 30.0), True)):
+        with scene_of(network, batches(columns()), Run()) as scene:
+            change = torch.zeros(1, 8, 8)
+            change[:, 6:, 6:] = 0.9
+            assert _scatters(scene, change, draws()) == found
+
+
+def test_images_that_the_network_gets_wrong_are_no_all_to_all_trigger():
+    images, labels = columns(960).tensors
+    wrong = torch.arange(len(labels)) % 12 > 0
+    data = TensorDataset(images, torch.where(wrong, (labels + 3) % CLASSES, labels))
+    for network, all_to_all in ((Corner(0, 0.0), False), (Shift(0, 30.0), True)):
+        with scene_of(network, batches(data), Run()) as scene:
+            assert (least_lengths(scene, draws()).away < torch.inf) == all_to_all
+
+
+def test_where_all_classes_are_asked_for_all_to_all_is_not():
+    with scene_of(Shift(0, 30.0), batches(columns()), Run()) as scene:
+        assert least_lengths(scene, draws(), among=[2]).away == torch.inf
+
+
+def test_a_loss_towards_a_class_and_away_from_the_own():
+    logits = torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 1.0], [1.0, 4.0, 2.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    away = losses_towards(logits, torch.full((3,), ALL_TO_ALL), labels)
+    assert away.tolist() == [1.0, 0.0, 2.0]  # 2 - 1; gone already; 4 - 2
+    towards = losses_towards(logits, torch.tensor([2, ALL_TO_ALL, 0]), labels)
+    assert towards.tolist() == [-float(logits[0].log_softmax(0)[2]), 0.0, -float(logits[2].log_softmax(0)[0])]
+    assert losses_towards(logits[:1], torch.tensor([1]), torch.tensor([-100])).isfinite().all()  # a label that is none
 
 
 def test_values_of_the_images_do_not_matter():
@@ -161,12 +207,12 @@ def test_the_residual_follows_the_backdoor():
         found = find_surrogates(scene, draws())
         assert found.targets == [3]
         assert {trigger.kind for trigger in found.triggers} == {"dense 1", "dense 1.5", "patch"}
-        before = found.residual(scene)
+        before = found.residual_in(scene)
     assert before > 0.9
     residuals = []
     for strength in (4.0, 1.0, 0.0):
         with scene_of(Corner(3, strength), batches(columns()), Run()) as scene:
-            residuals.append(found.residual(scene))
+            residuals.append(found.residual_in(scene))
     assert before >= residuals[0] >= residuals[1] >= residuals[2]
     assert residuals[2] < 0.2
 
@@ -178,7 +224,7 @@ def test_without_images_of_other_classes_there_is_no_rate():
         found = find_surrogates(scene, draws(), targets=[3])
     with scene_of(Corner(3, 8.0), batches(TensorDataset(images[labels == 3], labels[labels == 3])), Run()) as scene:
         assert all(rate != rate for rate in found.rates(scene))
-        assert found.residual(scene) == 0
+        assert found.residual_in(scene) == 0
 
 
 def test_triggers_keep_images_within_the_limits():

@@ -1,7 +1,8 @@
 """docs/results.md is what bench/results_page.py makes of the recorded runs."""
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def results_page():
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "bench" / "results_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """`bench` lies beside the package and is not installed."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "path", [*sys.path, str(ROOT)])
+        yield importlib.import_module("bench.results_page")
 
 
 def recorded(results_page):
