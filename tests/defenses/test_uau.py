@@ -1,6 +1,7 @@
 """UAU removes a backdoor, says so, and leaves a network alone that it cannot improve."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_stage_that_costs_too_much_is_undone(trained, clean, monkeypatch):
     assert first.residual == undone.verdict.residual_after
     assert undone.verdict == one.verdict
     assert all(map(torch.equal, undone.model.state_dict().values(), one.model.state_dict().values()))
+
+
+def test_what_costs_more_than_the_budget_is_said(trained, clean, monkeypatch):
+    """The first stage is taken where a class is clearly suspected, whatever it costs."""
+    for rate, costly in ((1e-6, False), (3.0, True)):
+        monkeypatch.setattr(UAUDefense, "rates", (rate,))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = bdfast.purify(trained, clean, method="uau", target=1, **QUICK)
+        message = "max_accuracy_drop: expected a held-out accuracy of "
+        assert any(text.startswith(message) for text in result.warnings) == costly
+        assert any(str(warning.message).startswith(message) for warning in caught) == costly
 
 
 def test_with_a_rate_there_is_one_stage_on_all_images_and_no_verdict(trained, clean):
