@@ -174,7 +174,8 @@ def climb(
         probes.append(Probe("lr", rate, reached.accuracy, floor, chosen=False, residual=reached.residual))
         within = reached.accuracy >= floor
         cost = _cost(reached, floor, judge)
-        if cost < least - WORTH if judge.targets else within:
+        taken = cost < least - WORTH if judge.targets else within
+        if taken:
             best, least, weights = Choice(rate, reached), cost, copy.deepcopy(model.state_dict())
         if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
             break

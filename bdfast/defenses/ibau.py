@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
-from bdfast.defenses.stages import Begun, InRounds
+from bdfast.defenses.stages import InRounds
 from bdfast.defenses.unlearning import AdversarialUnlearning
-from bdfast.inversion.scene import pixel_limits
-from bdfast.inversion.surrogates import Surrogates
+from bdfast.inversion.universal import PACE, stepped
 from bdfast.task import StepResult
 from bdfast.training import Run
 from bdfast.training.batchnorm import separate_statistics
@@ -81,26 +80,17 @@ class IBAUDefense(AdversarialUnlearning, InRounds):
         self.check_at_least("iterations", 1)
         super().__post_init__()
 
-    def begin(
-        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
-    ) -> Begun:
-        """See `Staged.begin`.
-
-        Raises:
-            ValueError: The batches are not (images, labels).
-        """
-        limits = pixel_limits(data)
-
-        def train(options: IBAUDefense, images: Batches, stage: str) -> None:
-            optimizer = options.optimizer(model, given)
-            for index in range(self.rounds):
-                name = f"{stage}, round {index + 1}"
-                loss = self.distillation(ImplicitLoss, given, run, ibau=self, limits=limits)
-                with eval_mode(model):
-                    loss.search(model, images, derived_seed(run.seed, name))
-                options.fine_tune(model, given, images, run, name, optimizer=optimizer, loss=loss)
-
-        return Begun(train)
+    def unlearn(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, stage: str, limits: tuple[float, float]
+    ) -> None:
+        """See `AdversarialUnlearning.unlearn`."""
+        optimizer = self.optimizer(model, given)
+        for index in range(self.rounds):
+            name = f"{stage}, round {index + 1}"
+            loss = self.distillation(ImplicitLoss, given, run, ibau=self, limits=limits)
+            with eval_mode(model):
+                loss.search(model, data, derived_seed(run.seed, name))
+            self.fine_tune(model, given, data, run, name, optimizer=optimizer, loss=loss)
 
 
 @dataclass(frozen=True)
@@ -170,5 +160,4 @@ class ImplicitLoss(DistillationLoss):
         if self.ibau.compat:
             return change - ASCENT_LR * gradient
         radius = self.ibau.length * (self.limits[1] - self.limits[0]) * change.numel() ** 0.5
-        change = change - 0.3 * radius * gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
-        return change * (radius / change.norm().clamp_min(torch.finfo(change.dtype).tiny)).clamp(max=1)
+        return stepped(change[None], gradient[None], radius, PACE)[0]

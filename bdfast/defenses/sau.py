@@ -14,10 +14,7 @@ from torch.nn import functional as F
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
-from bdfast.defenses.stages import Begun
 from bdfast.defenses.unlearning import AdversarialUnlearning
-from bdfast.inversion.scene import pixel_limits
-from bdfast.inversion.surrogates import Surrogates
 from bdfast.task import StepResult
 from bdfast.training import Run
 from bdfast.training.batchnorm import separate_statistics
@@ -81,21 +78,12 @@ class SAUDefense(AdversarialUnlearning):
         self.check_at_least("shared", 0)
         super().__post_init__()
 
-    def begin(
-        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, surrogates: Surrogates | None
-    ) -> Begun:
-        """See `Staged.begin`.
-
-        Raises:
-            ValueError: The batches are not (images, labels).
-        """
-        limits = pixel_limits(data)
-
-        def train(options: SAUDefense, images: Batches, stage: str) -> None:
-            loss = self.distillation(SharedLoss, given, run, model=model, sau=self, limits=limits)
-            options.fine_tune(model, given, images, run, stage, loss=loss)
-
-        return Begun(train)
+    def unlearn(
+        self, model: nn.Module, given: nn.Module, data: Batches, run: Run, stage: str, limits: tuple[float, float]
+    ) -> None:
+        """See `AdversarialUnlearning.unlearn`."""
+        loss = self.distillation(SharedLoss, given, run, model=model, sau=self, limits=limits)
+        self.fine_tune(model, given, data, run, stage, loss=loss)
 
 
 @dataclass(frozen=True)

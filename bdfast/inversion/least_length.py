@@ -110,7 +110,8 @@ def least_lengths(scene: Scene, draws: torch.Generator, *, among: list[int] | No
     most, every = min(1.0, float(lengths.min())) / GAP, torch.tensor([ALL_TO_ALL])
     own = draws.clone_state()  # so that a search that finds nothing changes nothing
     away, changes = _lengthened(scene, own, every, SHORTER * most, most)
-    return LeastLengths(lengths, float(away) if _scatters(scene, changes[0], own) else torch.inf)
+    found = bool(away.isfinite()) and _scatters(scene, changes[0], own)
+    return LeastLengths(lengths, float(away) if found else torch.inf)
 
 
 def _scatters(scene: Scene, change: Tensor, draws: torch.Generator) -> bool:

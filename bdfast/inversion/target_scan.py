@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bdfast.inversion.scene import Scene
 from bdfast.inversion.screening import screened
-from bdfast.inversion.universal import JUDGED, PACE, PER_STEP, REACHED, START, TINY, gradient_towards, norms
+from bdfast.inversion.universal import JUDGED, REACHED, START, lead
 
 STEPS = 16
 """Steps of the search at each length."""
@@ -49,26 +49,16 @@ def easiest_class(
         "target", the class, and "evidence", [K]: the loss that is left for every class, infinite where all images
         are of it, and, with more than 16 classes, for those that `screened` leaves out.
     """
-    shape = images.shape[1:]
-    span = limits[1] - limits[0]
     targets = screened(Scene(logits, images, labels, classes, limits, chunk), torch.arange(classes), generator)
     targets = targets.to(images.device)
-    change = torch.zeros(len(targets), *shape, device=images.device)
-    length, longest = (share * span * shape.numel() ** 0.5 for share in (START, 1.0))
+    change = torch.zeros(len(targets), *images.shape[1:], device=images.device)
+    length, found = START, False
     scene = Scene(logits, images, labels, classes, limits, chunk, judged=0)
-    found = False
-
-    def draw() -> Tensor:
-        return torch.randperm(len(images), generator=generator).to(images.device)
-
     while True:
-        for step in range(STEPS):
-            gradient = gradient_towards(scene, targets, change, draw()[:PER_STEP])
-            pace = PACE * length * (1 - step / STEPS)
-            change = change - pace * gradient / norms(gradient).clamp_min(TINY)
-            change *= (length / norms(change).clamp_min(TINY)).clamp(max=1)
-        reached, loss = _reach(logits, targets, change, images, labels, limits, draw())
-        if found or length > longest:
+        lengths = torch.full((len(targets),), length, device=images.device)
+        change = lead(scene, targets, change, lengths, generator, steps=STEPS)
+        reached, loss = _reach(logits, targets, change, images, labels, limits, scene.drawn(generator))
+        if found or length > 1.0:
             # NaN stands for a class whose images are the only ones: no other image can become one of it.
             evidence = loss.new_full((classes,), torch.inf)
             evidence[targets] = loss.nan_to_num(torch.inf)

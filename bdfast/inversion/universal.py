@@ -65,9 +65,14 @@ def lead(
         gradient = gradient_towards(scene, targets, changes, drawn)
         if windows is not None:
             gradient = gradient * windows
-        changes = changes - PACE * (1 - step / steps) * radius * gradient / norms(gradient).clamp_min(TINY)
-        changes = changes * (radius / norms(changes).clamp_min(TINY)).clamp(max=1)
+        changes = stepped(changes, gradient, radius, PACE * (1 - step / steps))
     return changes
+
+
+def stepped(changes: Tensor, gradient: Tensor, radius: Tensor | float, pace: float) -> Tensor:
+    """One step down the gradient, `pace` times the radius long, and back into the ball: [T, C, H, W]."""
+    changes = changes - pace * radius * gradient / norms(gradient).clamp_min(TINY)
+    return changes * (radius / norms(changes).clamp_min(TINY)).clamp(max=1)
 
 
 def followed(scene: Scene, targets: Tensor, changes: Tensor, order: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 import torch
+from published_runs import assert_same, batches, purified
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-import bdfast
 from bdfast.data.batches import Batches
 from bdfast.defenses import IBAUDefense, SAUDefense
 from bdfast.defenses.distillation import DistillationLoss
@@ -21,7 +21,7 @@ from bdfast.defenses.ibau import ImplicitLoss
 from bdfast.defenses.loss import PreparedBatch
 from bdfast.defenses.sau import SharedLoss
 from bdfast.training import Run
-from bdfast.training.seeds import derived_seed, seeded
+from bdfast.training.seeds import seeded
 
 BATCH = 4
 
@@ -62,25 +62,9 @@ def network(strength: float = 1.0, dropout: float = 0.5) -> nn.Module:
     return model.eval()
 
 
-def batches(data: TensorDataset, epochs: int, stage: str = "fine-tune"):
-    """In our order; that of the published loader, which shuffles too, depends on more than a seed."""
-    for epoch in range(1, epochs + 1):
-        seed = derived_seed(0, stage, epoch)
-        torch.manual_seed(seed)
-        yield from Batches(data, device="cpu", batch_size=BATCH).shuffled(seed)
-
-
-def purified(model: nn.Module, data: TensorDataset, cls, **changes) -> nn.Module:
-    """The published run, on small batches."""
-    method = next(name for name, known in bdfast.defenses.METHODS.items() if known is cls)
-    return bdfast.purify(model, data, method=method, **{**cls.PUBLISHED, "batch_size": BATCH, **changes}).model
-
-
-def assert_same(model: nn.Module, expected: nn.Module, start: nn.Module) -> None:
-    """Within 1e-9, after a way of a tenth at least; the statistics of BatchNorm are those of the start."""
-    weights = expected.state_dict()
-    assert max(float((model.state_dict()[key] - x).abs().max()) for key, x in weights.items()) < 1e-9
-    assert max(float((start.state_dict()[key] - x).abs().max()) for key, x in weights.items()) > 0.1
+def assert_same_and_frozen(model: nn.Module, expected: nn.Module, start: nn.Module) -> None:
+    """The statistics of BatchNorm are those of the start."""
+    assert_same(model, expected, start)
     buffers = dict(start.named_buffers())
     assert all(torch.equal(x, buffers[name]) for name, x in model.named_buffers())
 
@@ -132,7 +116,7 @@ def test_sau():
     model, data, epochs, seen = network(), images(), 6, Counter()
     given, expected = copy.deepcopy(model), copy.deepcopy(model)
     optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, amsgrad=True)
-    for pixels, labels in batches(data, epochs):
+    for pixels, labels in batches(data, BATCH, epochs):
         change = shared_change(expected, given, pixels, labels, seen)
         logits, changed = expected(torch.cat([pixels, pixels + change])).split(len(pixels))
         led = given(pixels + change).argmax(1)
@@ -147,7 +131,7 @@ def test_sau():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert_same(purified(model, data, SAUDefense, lr=0.01, epochs=epochs), expected, model)
+    assert_same_and_frozen(purified(model, data, SAUDefense, BATCH, lr=0.01, epochs=epochs), expected, model)
     assert len(seen) == 8
     assert min(seen.values()) > 0
 
@@ -213,7 +197,7 @@ def test_i_bau():
             (-error + 0.001 * torch.norm(found) ** 2).backward()
             ascent.step()
         change = found.detach()[0].requires_grad_()
-        for pixels, labels in batches(data, 1, f"fine-tune, round {index + 1}"):
+        for pixels, labels in batches(data, BATCH, 1, f"fine-tune, round {index + 1}"):
             patching = torch.zeros_like(pixels)
             patching[torch.randperm(len(pixels))[: int(share * len(pixels))]] = change
             outer = F.cross_entropy(expected(pixels + patching), labels)
@@ -228,7 +212,7 @@ def test_i_bau():
             for parameter, *parts in zip(params, direct, implicit, strict=True):
                 parameter.grad = sum(parts)
             optimizer.step()
-    assert_same(purified(model, data, IBAUDefense, lr=0.01, changed_share=share), expected, model)
+    assert_same_and_frozen(purified(model, data, IBAUDefense, BATCH, lr=0.01, changed_share=share), expected, model)
 
 
 @pytest.mark.parametrize(("compat", "distill"), [("official", 0.0), (None, 0.0), (None, 0.9)])
@@ -282,9 +266,9 @@ def test_passes_on_changed_images_leave_no_trace_in_the_statistics(cls):
     changes = {"lr": 1e-12, "epochs": 1, "bn": "at_theta", "compat": None}
     if cls is IBAUDefense:
         stage, changes = "fine-tune, round 1", {**changes, "rounds": 1, "changed_share": 0.0}
-    actual = purified(model, data, cls, **changes)[1]
+    actual = purified(model, data, cls, BATCH, **changes)[1]
     expected = copy.deepcopy(model).train()
-    for pixels, _ in batches(data, 1, stage):
+    for pixels, _ in batches(data, BATCH, 1, stage):
         expected(pixels)
     torch.testing.assert_close(actual.running_mean, expected[1].running_mean, rtol=0, atol=1e-9)
     torch.testing.assert_close(actual.running_var, expected[1].running_var, rtol=0, atol=1e-9)
