@@ -5,7 +5,7 @@ A *neuron* is one output unit. The rules are in `rules.py`, scores per neuron in
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -97,9 +97,13 @@ class NeuronIndex:
 
     @classmethod
     def of(cls, layers: Iterable[NeuronLayer]) -> "NeuronIndex":
-        """The index whose `layers` these are."""
+        """The index of these layers alone, numbered anew from 0."""
         index = cls.__new__(cls)
-        index.layers = tuple(layers)
+        numbered, start = [], 0
+        for layer in layers:
+            numbered.append(replace(layer, start=start, stop=start + len(layer)))
+            start += len(layer)
+        index.layers = tuple(numbered)
         return index
 
     @classmethod
