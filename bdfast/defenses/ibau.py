@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
+from bdfast.defenses.parts.unlearning import AdversarialUnlearning
 from bdfast.defenses.stages import InRounds
-from bdfast.defenses.unlearning import AdversarialUnlearning
 from bdfast.inversion.universal import PACE, stepped
 from bdfast.task import StepResult
 from bdfast.training import Run
@@ -136,7 +137,8 @@ class ImplicitLoss(DistillationLoss):
         batch = self.found["batch"] if self.ibau.compat else prepared.batch
         with eval_mode(model) if self.ibau.compat else nullcontext():
             outer = super().__call__(model, prepared._replace(batch=with_images(prepared.batch, changed)))
-            with separate_statistics(model):
+            # Fused attention has no second derivative.
+            with separate_statistics(model), sdpa_kernel(SDPBackend.MATH):
                 shortened = self._shortened(model, batch, None, change)
         direct = torch.autograd.grad(outer.loss, change, retain_graph=True)[0]
         inner = torch.autograd.grad(shortened, change, create_graph=True)[0]

@@ -33,14 +33,14 @@ def fit_patch(scene: Scene, target: int, weight: float, draws: torch.Generator) 
     for _ in range(STEPS):
         drawn = scene.others(target, scene.drawn(draws), PER_STEP)
         optimizer.zero_grad()
-        cover, paint = _drawn(mask, pattern, scene.limits)
+        cover, paint = _drawn(mask, pattern, scene)
         answers = scene.logits(scene.images[drawn].lerp(paint.expand(len(drawn), *shape), cover))
         losses = losses_towards(answers, torch.full_like(drawn, target), scene.labels[drawn])
         (losses.mean() + weight * cover.mean()).backward()
         optimizer.step()
-    cover, paint = _drawn(mask.detach(), pattern.detach(), scene.limits)
-    return cover, paint
+    return _drawn(mask.detach(), pattern.detach(), scene)
 
 
-def _drawn(mask: Tensor, pattern: Tensor, limits: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    return torch.sigmoid(mask), limits[0] + torch.sigmoid(pattern) * (limits[1] - limits[0])
+def _drawn(mask: Tensor, pattern: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    paint = scene.limits[0] + torch.sigmoid(pattern) * scene.span
+    return torch.sigmoid(mask).to(scene.images.dtype), paint.to(scene.images.dtype)
