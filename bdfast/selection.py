@@ -2,9 +2,9 @@
 
 Too weak a setting leaves the backdoor, too strong a one costs accuracy, and clean accuracy alone does not tell where
 between the two the backdoor goes. What tells it are surrogate triggers: guesses at the trigger, from the given model
-and clean images. A method declares a ladder of learning rates and trains on one step of it after the other, each going
-on from where the last one ended, until the surrogates have lost their effect on held-out images, or the accuracy there
-is below a budget. The weakest step that does it is taken (docs/choosing-strength.md).
+and clean images. A method declares a ladder of strengths, most often learning rates, and takes one step of it after the
+other, each going on from where the last one ended, until the surrogates have lost their effect on held-out images, or
+the accuracy there is below a budget. The weakest step that does it is taken (docs/choosing-strength.md).
 """
 
 from __future__ import annotations
@@ -127,20 +127,21 @@ class Judge:
 class Choice:
     """The step of the ladder that was taken, and what it reached; None for the given model as it was."""
 
-    rate: float | None
+    strength: float | None
     reached: Reached
 
 
 def climb(
     ladder: Sequence[float],
-    train: Callable[[float], None],
+    go_on: Callable[[float], None],
     model: nn.Module,
     judge: Judge,
     run: Run,
     *,
     max_accuracy_drop: float,
+    option: str = "lr",
 ) -> Choice:
-    """Train `model` in place on one rate after the other, and leave it with the weights of the step that is taken.
+    """Purify `model` in place, one strength after the other, and leave it with the weights of the step that is taken.
 
     With suspected target labels: the first step whose residual is at most `ENOUGH`. Where the accuracy falls below the
     floor before that, the step with the least sum of residual and accuracy lost, with what is below the floor counted
@@ -149,12 +150,13 @@ def climb(
     sum of the given model is no worse.
 
     Args:
-        ladder: Learning rates, weak to strong.
-        train: Trains the model further, in place, at that rate.
+        ladder: Learning rates or other strengths, weak to strong.
+        go_on: Trains or prunes the model further, in place, at that strength.
         model: The model, as the method has prepared it.
         judge: Measures it.
         run: Gets a `Probe` for each step.
         max_accuracy_drop: The budget of held-out accuracy, as a fraction.
+        option: The option that is the strength.
 
     Raises:
         FloatingPointError: Training diverged on the first step, and at `RETRIES` lower rates too.
@@ -162,30 +164,30 @@ def climb(
     best, weights = Choice(None, judge.before), None
     least = math.inf if judge.clear else _cost(judge.before, judge.before.accuracy, judge)
     probes: list[Probe] = []
-    for index, rate in enumerate(ladder):
+    for index, strength in enumerate(ladder):
         try:
-            rate = _trained(rate, train, model, retries=0 if index else RETRIES)
+            strength = _reached_at(strength, go_on, model, retries=0 if index else RETRIES)
         except FloatingPointError:
             if index == 0:
                 raise
             break
         reached = judge(model)
         floor = judge.floor(reached, max_accuracy_drop)
-        probes.append(Probe("lr", rate, reached.accuracy, floor, chosen=False, residual=reached.residual))
+        probes.append(Probe(option, strength, reached.accuracy, floor, chosen=False, residual=reached.residual))
         within = reached.accuracy >= floor
         cost = _cost(reached, floor, judge)
         taken = cost < least - WORTH if judge.targets else within
         if taken:
-            best, least, weights = Choice(rate, reached), cost, copy.deepcopy(model.state_dict())
+            best, least, weights = Choice(strength, reached), cost, copy.deepcopy(model.state_dict())
         if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
             break
-    run.history.extend(replace(probe, chosen=probe.value == best.rate) for probe in probes)
+    run.history.extend(replace(probe, chosen=probe.value == best.strength) for probe in probes)
     if weights is not None:
         model.load_state_dict(weights)
     return best
 
 
-def _trained(rate: float, train: Callable[[float], None], model: nn.Module, *, retries: int) -> float:
+def _reached_at(rate: float, train: Callable[[float], None], model: nn.Module, *, retries: int) -> float:
     """Train at the rate, or at lower ones where that diverges; returns it. An error leaves the model as it was."""
     before = copy.deepcopy(model.state_dict())
     tried = []

@@ -99,7 +99,7 @@ def by_the_rule(method: str, rows: list[Row]) -> Row:
     ladder = ladder if replay.clear else ladder[: METHODS[method].unsuspected]
     model = nn.Identity()
     choice = climb(ladder, replay.train, model, replay, Run(), max_accuracy_drop=METHODS[method].max_accuracy_drop)
-    return replay.rows[choice.rate]
+    return replay.rows[choice.strength]
 
 
 def _der(given: Row, row: Row) -> float:

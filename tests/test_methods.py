@@ -1,6 +1,7 @@
 """A method of the user's own takes part everywhere."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -147,7 +148,7 @@ def test_the_command_line_and_the_report_learn_of_it(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["method"] == "mine"
     assert "options of <b>mine</b>" in (tmp_path / "out" / "report.html").read_text()
     main(["--import", str(plugin), "purify", "--help"])
-    assert "mine      Fine-tuning of my own." in capsys.readouterr().out
+    assert re.search(r"^  mine +Fine-tuning of my own\.$", capsys.readouterr().out, re.M)
     main(["--import", str(plugin), *f"evaluate {tmp_path}/model.safetensors --data {images} --attack line".split()])
     assert "ASR" in capsys.readouterr().out
 

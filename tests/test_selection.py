@@ -50,7 +50,7 @@ class Judged:
 def test_the_weakest_step_that_removes_the_backdoor_is_taken():
     judged = Judged({0.01: (0.9, 0.9), 0.03: (0.02, 0.89), 0.1: (0.0, 0.85)})
     choice = judged.climb([0.01, 0.03, 0.1])
-    assert (choice.rate, choice.reached.residual) == (0.03, 0.02)
+    assert (choice.strength, choice.reached.residual) == (0.03, 0.02)
     assert judged.tried == [0.01, 0.03]
     assert judged.left_at == 0.03
     assert [(row.value, row.chosen) for row in judged.run.history] == [(0.01, False), (0.03, True)]
@@ -59,73 +59,73 @@ def test_the_weakest_step_that_removes_the_backdoor_is_taken():
 def test_where_accuracy_falls_first_the_least_bad_step_is_taken():
     judged = Judged({0.01: (0.5, 0.89), 0.03: (0.2, 0.88), 0.1: (0.1, 0.5), 0.3: (0.0, 0.1)})
     choice = judged.climb([0.01, 0.03, 0.1, 0.3])
-    assert choice.rate == 0.03
+    assert choice.strength == 0.03
     assert judged.tried == [0.01, 0.03, 0.1]  # below the floor: no further step
     assert judged.left_at == 0.03
 
 
 def test_a_ruined_network_is_never_taken_for_its_residual():
     judged = Judged({0.01: (0.95, 0.9), 0.03: (0.0, 0.1)})
-    assert judged.climb([0.01, 0.03]).rate == 0.01
+    assert judged.climb([0.01, 0.03]).strength == 0.01
 
 
 def test_a_little_below_the_floor_is_better_than_the_backdoor():
     judged = Judged({0.01: (0.95, 0.9), 0.03: (0.0, 0.82)})
-    assert judged.climb([0.01, 0.03]).rate == 0.03
+    assert judged.climb([0.01, 0.03]).strength == 0.03
 
 
 def test_a_stronger_step_has_to_be_worth_it():
     judged = Judged({0.01: (0.20, 0.9), 0.03: (0.19, 0.9), 0.1: (0.185, 0.9)})
-    assert judged.climb([0.01, 0.03, 0.1]).rate == 0.01
+    assert judged.climb([0.01, 0.03, 0.1]).strength == 0.01
     assert judged.tried == [0.01, 0.03, 0.1]
 
 
 def test_without_a_suspect_the_strongest_step_within_the_budget_is_taken():
     judged = Judged({0.01: (0.0, 0.9), 0.03: (0.0, 0.88), 0.1: (0.0, 0.8), 0.3: (0.0, 0.9)}, targets=())
-    assert judged.climb([0.01, 0.03, 0.1, 0.3]).rate == 0.03
+    assert judged.climb([0.01, 0.03, 0.1, 0.3]).strength == 0.03
     assert judged.left_at == 0.03
 
 
 def test_without_a_suspect_a_model_that_cannot_bear_it_is_left_as_it_was():
     judged = Judged({0.01: (0.0, 0.5), 0.03: (0.0, 0.4)}, targets=())
     choice = judged.climb([0.01, 0.03])
-    assert choice.rate is None
+    assert choice.strength is None
     assert choice.reached is judged.before
     assert not any(row.chosen for row in judged.run.history)
 
 
 def test_where_no_suspect_is_clear_nothing_is_taken_that_costs_more_than_it_removes():
     outcomes = {0.01: (0.2, 0.5), 0.03: (0.1, 0.4)}
-    assert Judged(outcomes).climb([0.01, 0.03]).rate is not None
+    assert Judged(outcomes).climb([0.01, 0.03]).strength is not None
     judged = Judged(outcomes, clear=False)
-    assert judged.climb([0.01, 0.03]).rate is None
+    assert judged.climb([0.01, 0.03]).strength is None
     assert not any(row.chosen for row in judged.run.history)
-    assert Judged({0.01: (0.2, 0.8)}, clear=False).climb([0.01]).rate == 0.01  # below the floor, and worth it
+    assert Judged({0.01: (0.2, 0.8)}, clear=False).climb([0.01]).strength == 0.01  # below the floor, and worth it
 
 
 def test_where_no_suspect_is_clear_the_weakest_step_that_is_enough_is_taken():
-    assert Judged({0.01: (0.02, 0.9), 0.03: (0.0, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.01
-    assert Judged({0.01: (0.5, 0.9), 0.03: (0.02, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.03
-    assert Judged({0.01: (0.5, 0.9), 0.03: (0.49, 0.89)}, clear=False).climb([0.01, 0.03]).rate == 0.01
+    assert Judged({0.01: (0.02, 0.9), 0.03: (0.0, 0.89)}, clear=False).climb([0.01, 0.03]).strength == 0.01
+    assert Judged({0.01: (0.5, 0.9), 0.03: (0.02, 0.89)}, clear=False).climb([0.01, 0.03]).strength == 0.03
+    assert Judged({0.01: (0.5, 0.9), 0.03: (0.49, 0.89)}, clear=False).climb([0.01, 0.03]).strength == 0.01
 
 
 def test_a_first_step_below_the_floor_may_recover():
     """Zeroing weights costs accuracy that training gives back."""
     for targets in ((), (3,)):
         judged = Judged({0.01: (0.0, 0.5), 0.03: (0.0, 0.89)}, targets=targets)
-        assert judged.climb([0.01, 0.03]).rate == 0.03
+        assert judged.climb([0.01, 0.03]).strength == 0.03
 
 
 def test_a_first_step_that_diverges_is_tried_again_lower():
     lower = round(0.1 * LOWER, 6)
     judged = Judged({lower: (0.01, 0.9)}, diverges=(0.1,))
-    assert judged.climb([0.1, 0.3]).rate == pytest.approx(lower)
+    assert judged.climb([0.1, 0.3]).strength == pytest.approx(lower)
     assert judged.left_at == lower
 
 
 def test_a_step_that_diverges_later_is_undone():
     judged = Judged({0.1: (0.3, 0.9)}, diverges=(0.3,))
-    assert judged.climb([0.1, 0.3, 0.5]).rate == 0.1
+    assert judged.climb([0.1, 0.3, 0.5]).strength == 0.1
     assert judged.left_at == 0.1
     assert judged.tried == [0.1, 0.3]
 

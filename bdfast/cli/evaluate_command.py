@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         triggered = Triggered(test, attack)
     recalibration = None
     if command.recalibrate_on is not None:
-        clean = DataInput(command.recalibrate_on, command.test.root, command.test.size)
+        clean = DataInput(data=command.recalibrate_on, root=command.test.root, size=command.test.size)
         recalibration = clean.load(train=True, spec=spec)
     metrics = evaluate(model, test, triggered, recalibrate_on=recalibration, batch_size=command.batch_size)
     command.show.result(metrics.as_dict(), metrics_table({str(command.model.weights): metrics}))

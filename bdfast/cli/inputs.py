@@ -50,25 +50,22 @@ def _check_size(spec: ModelSpec, weights: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class DataInput:
-    """Images by name.
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How images are read.
 
     Attributes:
-        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist, digits,
-            mnist-digits or fashion-on-photos.
         root: Where torchvision's files lie; the data cache when left out.
         size: Scale and crop the images to this many pixels a side.
     """
 
-    data: str
     root: Path | None = None
     size: int | None = None
 
-    def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
-        """The data set, with as many channels as the network takes."""
+    def named(self, name: str, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
+        """The data set of that name, with as many channels as the network takes."""
         return named_data(
-            self.data,
+            name,
             train=train,
             root=self.root,
             channels=spec.in_channels,
@@ -76,3 +73,35 @@ class DataInput:
             classes=spec.num_classes,
             class_names=spec.class_names,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInput(ImageOptions):
+    """Images by name.
+
+    Attributes:
+        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist, digits,
+            mnist-digits or fashion-on-photos.
+    """
+
+    data: str
+
+    def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
+        """The data set."""
+        return self.named(self.data, train=train, spec=spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanInput(ImageOptions):
+    """The defender's images by name, if there are any.
+
+    Attributes:
+        data: A folder with one sub-folder per class, the name of a set of torchvision, or fashion-mnist, digits,
+            mnist-digits or fashion-on-photos. Needed by all methods but clp and otbr.
+    """
+
+    data: str | None = None
+
+    def load(self, *, spec: ModelSpec) -> Dataset[Any] | None:
+        """The data set, its training part."""
+        return None if self.data is None else self.named(self.data, train=True, spec=spec)

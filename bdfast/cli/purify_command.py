@@ -14,7 +14,7 @@ from rich.table import Table
 from torch.utils.data import Subset
 
 from bdfast import report
-from bdfast.cli.inputs import DataInput, ModelInput
+from bdfast.cli.inputs import CleanInput, ModelInput
 from bdfast.cli.terminal import Output
 from bdfast.data.augmentation import Augmentation
 from bdfast.defenses import METHODS, Defense
@@ -28,7 +28,7 @@ Flat = tyro.conf.arg(name="")
 
 @dataclass(frozen=True)
 class Purify:
-    """Remove a backdoor from a network with clean images only.
+    """Remove a backdoor from a network with clean images only, or, with some methods, with none.
 
     Attributes:
         model: The network.
@@ -46,7 +46,7 @@ class Purify:
     """
 
     model: Annotated[ModelInput, Flat]
-    clean: Annotated[DataInput, Flat]
+    clean: Annotated[CleanInput, Flat]
     images: int | None = None
     output: Path = Path("purified")
     workdir: Path | None = None
@@ -86,8 +86,8 @@ def main(arguments: list[str]) -> None:
 def _purify(command: Purify, method: Defense) -> None:
     writable_folder(command.output)
     model, spec = command.model.load()
-    clean = command.clean.load(train=True, spec=spec)
-    if command.images is not None:
+    clean = command.clean.load(spec=spec)
+    if clean is not None and command.images is not None:
         order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(command.seed))  # type: ignore[arg-type]
         clean = Subset(clean, order[: command.images].tolist())
     result = purify(
@@ -102,7 +102,8 @@ def _purify(command: Purify, method: Defense) -> None:
         amp=command.amp,
     )
     result.save(command.output, description=spec.to_json())
-    facts = {"Model": str(command.model.weights), "Clean images": f"{len(clean)} of {command.clean.data}"}  # type: ignore[arg-type]
+    images = "none" if clean is None else f"{len(clean)} of {command.clean.data}"  # type: ignore[arg-type]
+    facts = {"Model": str(command.model.weights), "Clean images": images}
     page = report.write(command.output, title="Purification", before=None, after=None, result=result, facts=facts)
     summary = {
         "method": result.method,
@@ -118,7 +119,8 @@ def _purify(command: Purify, method: Defense) -> None:
     table = Table(show_header=False)
     for key, value in summary.items():
         if key != "options":
-            table.add_row(key.replace("_", " "), str(value))
+            label = f"neurons {result.neurons_are}" if key == "neurons_reset" else key.replace("_", " ")
+            table.add_row(label, str(value))
     command.show.result(summary, table)
     if command.strict and not result.successful:
         sys.exit(1)

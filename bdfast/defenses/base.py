@@ -43,9 +43,20 @@ class Defense(ABC):
     """
 
     paper: ClassVar[str] = ""
+    scored_by: ClassVar[str] = "weight change (sum of |Δw|)"
+    """What the scores of the neurons are, for the report."""
+    neurons_are: ClassVar[str] = "reset"
+    """What happens to the neurons that it picks."""
 
     def __post_init__(self) -> None:  # noqa: B027, most options need no check
         """Checks the options; a subclass ends with `super().__post_init__()`."""
+
+    def check(self, model: nn.Module, clean: Batches, run: Run) -> None:  # noqa: B027, most networks will do
+        """Refuse what the method cannot work with; called before `run`, so that no work is lost.
+
+        Raises:
+            ValueError: Says why.
+        """
 
     @abstractmethod
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Outcome:
@@ -85,3 +96,17 @@ class Defense(ABC):
         """
         if not getattr(self, name) > 0:
             raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}; see its default.")
+
+
+@dataclass(frozen=True)
+class DataFree(Defense):
+    """A method that can do without images: `purify(model, None, method=...)`."""
+
+    @abstractmethod
+    def repair(self, model: nn.Module, run: Run) -> Outcome:
+        """Purify `model` in place from its weights alone.
+
+        Args:
+            model: See `run`.
+            run: Seed, precision, progress, history and checkpoints.
+        """

@@ -93,6 +93,7 @@ class FineTuning(Defense):
         optimizer: torch.optim.Optimizer | None = None,
         loss: FineTuningLoss | None = None,
         change: Callable[[Batch], Batch] | None = None,
+        after: Callable[[], None] | None = None,
         record: bool = True,
     ) -> None:
         """The loop, in place.
@@ -106,6 +107,7 @@ class FineTuning(Defense):
             optimizer: Goes on from where it is, with its momentum; a new one when left out.
             loss: What is minimised, if not that of the options.
             change: Applied to each batch once the loss has prepared it.
+            after: Called after every update, such as a projection of the weights.
             record: Put the epochs into the history.
         """
         assert self.epochs is not None
@@ -122,6 +124,8 @@ class FineTuning(Defense):
                 prepared = prepared._replace(batch=change(prepared.batch))
             self.before_step(optimizer)
             result = self._step(model, optimizer, lambda: loss(model, prepared))
+            if after is not None:
+                after()
             if self.bn == "official" and self.official_statistics == "after":
                 with torch.no_grad(), run.autocast(data.device):
                     run.forward(model, prepared.batch)

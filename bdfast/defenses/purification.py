@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from bdfast import defenses
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
-from bdfast.defenses.base import Defense, Outcome
+from bdfast.defenses.base import DataFree, Defense, Outcome
 from bdfast.defenses.preflight import check_model, try_training
 from bdfast.defenses.result import PurificationError, PurifyResult
 from bdfast.errors import nearest
@@ -43,7 +43,7 @@ DAMAGED = 0.05
 
 def purify(
     model: nn.Module,
-    clean: Dataset[Any] | DataLoader[Any],
+    clean: Dataset[Any] | DataLoader[Any] | None,
     *,
     method: str | Defense = "uau",
     workdir: str | os.PathLike[str] | None = None,
@@ -67,7 +67,7 @@ def purify(
         model: Any classifier; its device and dtype are used.
         clean: Map-style data set of (image, label), or a DataLoader over one, whose sampler says which samples are used
             and whose batch size, collate function and workers are taken over. A few hundred images; 5 % of the training
-            set in the literature.
+            set in the literature. None for a method that can do without ("clp", "otbr"); there is no verdict then.
         method: A name from `bdfast.list_methods("purify")`, or its options object.
         workdir: Folder for checkpoints. A run that was killed goes on from the last finished epoch when it is called
             again with the same arguments and samples, and ends with the same bits.
@@ -90,8 +90,8 @@ def purify(
         The purified model with scores, history and the options that were used.
 
     Warns:
-        UserWarning: The model is no better than chance on `clean`, `clean` has one class or less than one sample per
-            class, or purification has cost more than 5 points of accuracy. `PurifyResult.warnings` holds the same.
+        UserWarning: The model is no better than chance on `clean`, `clean` has one class only or none of some, or
+            purification has cost more than 5 points of accuracy. `PurifyResult.warnings` holds the same.
 
     Raises:
         ValueError: An argument is wrong; the message says which, what was expected, what came and what to do. Nothing
@@ -103,22 +103,28 @@ def purify(
     defense = _defense(method, options)
     seed = number(seed)
     device = device_of(model)
-    batches = Batches(clean, device=device, batch_size=batch_size)
+    _check_data(clean, defense)
+    batches = None if clean is None else Batches(clean, device=device, batch_size=batch_size)
     check_model(model)
     run = Run(seed=seed, forward=normalized(forward), augment=augment, amp=amp, progress=as_progress(progress))
     # Scripts for evaluation are often decorated with no_grad or inference_mode as a whole.
     with torch.inference_mode(False), torch.enable_grad():
-        with seeded(seed, device):
-            facts = inspect(model, batches, run.forward)
-        with seeded(seed, device):
-            try_training(model, batches, run.forward)
+        facts = None
+        if batches is not None:
+            with seeded(seed, device):
+                facts = inspect(model, batches, run.forward)
+            with seeded(seed, device):
+                try_training(model, batches, run.forward)
         if workdir is not None:
-            given = {"augment": augment, "forward": forward, "collate_fn": batches.collate}
+            given = {"augment": augment, "forward": forward, "collate_fn": None if batches is None else batches.collate}
             functions = [described(value, name) for name, value in given.items()]
-            settings = f"{defense!r} {seed=} {amp=} {channels_last=} batch_size={batches.batch_size} {functions}"
-            _check_repeatable(batches, facts, seed)
-            run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, f"{settings} {facts.digest}"))
-        for warning in facts.warnings():
+            size = batch_size if batches is None else batches.batch_size
+            settings = f"{defense!r} {seed=} {amp=} {channels_last=} batch_size={size} {functions}"
+            if batches is not None and facts is not None:
+                _check_repeatable(batches, facts, seed)
+                settings += f" {facts.digest}"
+            run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, settings))
+        for warning in facts.warnings() if facts else ():
             warnings.warn(warning, stacklevel=2)
         result = _purify(model, defense, batches, run, facts, inplace=inplace, channels_last=channels_last)
     if strict and not result.successful:
@@ -129,41 +135,46 @@ def purify(
 def _purify(
     model: nn.Module,
     defense: Defense,
-    batches: Batches,
+    batches: Batches | None,
     run: Run,
-    facts: CleanSet,
+    facts: CleanSet | None,
     *,
     inplace: bool,
     channels_last: bool,
 ) -> PurifyResult:
     started = perf_counter()
-    device = batches.device
+    device = device_of(model)
     target = model if inplace else copy_of(model)
     channels_last = channels_last and memory_format.channels_last_pays(model, device, run.amp)
     precision = "bfloat16" if run.amp and computes_in_bfloat16(device) else "as the weights"
-    run.history.append(Setup(device.type, precision, channels_last, tuple(facts.notes())))
+    run.history.append(Setup(device.type, precision, channels_last, tuple(facts.notes() if facts else ())))
     index = _index(model)
     before = copy.deepcopy(model.state_dict()) if inplace else None
     try:
         lay_out = memory_format.channels_last(target) if channels_last else nullcontext()
         with preserved_modes(target), lay_out, seeded(run.seed, device):
-            outcome = defense.run(target, batches, run)
+            if batches is None:
+                assert isinstance(defense, DataFree)
+                outcome = defense.repair(target, run)
+            else:
+                defense.check(target, batches, run)
+                outcome = defense.run(target, batches, run)
     except BaseException:
         if before is not None:
             model.load_state_dict(before)
         raise
     for parameter in target.parameters():
         parameter.grad = None
-    lost = facts.accuracy - run.accuracy(target, batches)
-    damage = _damage(facts, lost)
+    damage: list[str] = []
+    if batches is not None and facts is not None:
+        damage = _damage(facts, facts.accuracy - run.accuracy(target, batches))
     costly = _over_budget(run.history)
     for warning in [*damage, *costly]:
         warnings.warn(warning, stacklevel=3)
     scores, neurons = _scores(outcome, index, target, before or model)
     return PurifyResult(
         model=target,
-        # One that is not registered goes by the name of its class.
-        method=next((name for name, cls in defenses.METHODS.items() if type(defense) is cls), type(defense).__name__),
+        method=_name_of(defense),
         scores=scores,
         neurons=neurons,
         history=run.history,
@@ -171,9 +182,11 @@ def _purify(
         found=plain(outcome.found),
         seconds=perf_counter() - started,
         updates=run.updates,
-        warnings=[*facts.warnings(), *damage, *costly],
+        warnings=[*(facts.warnings() if facts else ()), *damage, *costly],
         damaged=bool(damage),
         verdict=outcome.verdict,
+        scored_by=defense.scored_by,
+        neurons_are=defense.neurons_are,
     )
 
 
@@ -196,6 +209,20 @@ def _defense(method: str | Defense, options: dict[str, Any]) -> Defense:
                 f"{nearest(name, known)}"
             )
     return methods[method](**{name: number(value) for name, value in options.items()})
+
+
+def _name_of(defense: Defense) -> str:
+    """One that is not registered goes by the name of its class."""
+    return next((name for name, cls in defenses.METHODS.items() if type(defense) is cls), type(defense).__name__)
+
+
+def _check_data(clean: Dataset[Any] | DataLoader[Any] | None, defense: Defense) -> None:
+    if clean is None and not isinstance(defense, DataFree):
+        known = ", ".join(name for name, cls in defenses.METHODS.items() if issubclass(cls, DataFree))
+        raise ValueError(
+            f"clean: expected images, without which {_name_of(defense)} cannot work, got None; pass some (--data on "
+            f"the command line), or take a method that needs none ({known})."
+        )
 
 
 def _check_repeatable(batches: Batches, facts: CleanSet, seed: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bdfast.defenses.base import Defense
 from bdfast.defenses.verdict import Verdict
 from bdfast.files import write_json
 from bdfast.io import save_weights
@@ -35,6 +36,8 @@ class PurifyResult:
         updates: Steps of optimizers that it took, those of probes and of trigger inversion included.
         warnings: What speaks against trusting the result, such as a model at chance on the clean set.
         verdict: Whether the backdoor is gone, as far as clean images tell; None where the method cannot tell.
+        scored_by: What `scores` are.
+        neurons_are: What happened to `neurons`: "reinitialised", "pruned", ...
         damaged: Whether purification has cost more than 5 points of accuracy on the clean set.
     """
 
@@ -50,6 +53,8 @@ class PurifyResult:
     warnings: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     damaged: bool = False
+    scored_by: str = Defense.scored_by
+    neurons_are: str = Defense.neurons_are
 
     @property
     def successful(self) -> bool:

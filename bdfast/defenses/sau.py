@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bdfast.data.batches import Batch, Batches, with_images
 from bdfast.defenses.distillation import DistillationLoss
 from bdfast.defenses.loss import PreparedBatch
-from bdfast.defenses.unlearning import AdversarialUnlearning
+from bdfast.defenses.parts.unlearning import AdversarialUnlearning
 from bdfast.task import StepResult
 from bdfast.training import Run
 from bdfast.training.batchnorm import separate_statistics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from torch import nn
 from bdfast.data.batches import Batches
 from bdfast.defenses.base import Outcome
 from bdfast.defenses.fine_tuning import FineTuning
-from bdfast.defenses.verdict import Verdict
+from bdfast.defenses.verdict import suspicion, verdict_of
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.neurons import NeuronScores
 from bdfast.selection import Judge, climb
@@ -34,12 +33,14 @@ class Begun:
         scores: See `Outcome`.
         neurons: See `Outcome`.
         found: See `Outcome`.
+        done: What was done to the model, for `found`, unless that is undone.
     """
 
     train: Callable[[Any, Batches, str], None]
     scores: NeuronScores | None = None
     neurons: torch.Tensor | None = None
     found: dict[str, Any] = field(default_factory=dict)
+    done: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Staged(FineTuning):
             begun = self.begin(model, given, clean, run, None)
             options, data = self._sized(clean)
             begun.train(options, data, "fine-tune")
-            return Outcome(begun.scores, begun.neurons, found=begun.found)
+            return Outcome(begun.scores, begun.neurons, found={**begun.found, **begun.done})
         judge = Judge(given, clean, run, target=self.suspected())
         begun = self.begin(model, given, judge.tuning, run, judge.surrogates)
         options, data = self._sized(judge.tuning)
@@ -115,25 +116,12 @@ class Staged(FineTuning):
             run,
             max_accuracy_drop=self.max_accuracy_drop,
         )
-        neurons = begun.neurons
-        if choice.rate is None:
+        neurons, done = begun.neurons, begun.done
+        if choice.strength is None:
             model.load_state_dict(given.state_dict())
-            neurons = None
-        found, verdict = dict(begun.found), None
-        if judge.surrogates is not None:
-            *lengths, away = (x if x < math.inf else None for x in judge.surrogates.lengths.all().tolist())
-            found |= {"targets": judge.targets, "least_lengths": lengths, "all_to_all_length": away}
-            before, after = judge.before, choice.reached
-            verdict = Verdict(
-                tuple(judge.targets),
-                before.residual,
-                after.residual,
-                before.accuracy,
-                after.accuracy,
-                len(before.right),
-                clear=judge.surrogates.clear,
-            )
-        return Outcome(begun.scores, neurons, {"lr": choice.rate}, found, verdict)
+            neurons, done = None, {}
+        found = {**begun.found, **done, **suspicion(judge)}
+        return Outcome(begun.scores, neurons, {"lr": choice.strength}, found, verdict_of(judge, choice))
 
     def _sized(self, data: Batches) -> tuple[Any, Batches]:
         """These options with their number of epochs, and the images in batches to go with it."""

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from bdfast import task
 from bdfast.data.augmentation import Augmentation
-from bdfast.data.batches import Batch, Batches
+from bdfast.data.batches import Batches
 from bdfast.defenses.distillation import Distilling
 from bdfast.defenses.fine_tuning import Schedule
+from bdfast.defenses.parts.ascent import unlearned, unlearned_as_published
+from bdfast.defenses.parts.trainable import trainable
 from bdfast.defenses.stages import Begun
 from bdfast.inversion.surrogates import Surrogates
 from bdfast.neurons import NeuronIndex, neuron_weight_change, reinitialize
 from bdfast.ops import Scope
-from bdfast.ops.finite import check_finite_gradients
 from bdfast.optim import GradientNorm
-from bdfast.task import StepResult
-from bdfast.training import Run
-from bdfast.training.copies import copy_of
-from bdfast.training.modes import eval_mode
+from bdfast.training import Epoch, Run
 
 OFFICIAL_STOP = 0.1
 """Accuracy at which the published code ends unlearning, whatever the number of classes."""
@@ -94,6 +92,8 @@ class TSBDDefense(Distilling):
     layers: str = "auto"
     compat: Literal["official"] | None = None
 
+    scored_by: ClassVar[str] = "weight change while unlearning (sum of |Δw|)"
+    neurons_are: ClassVar[str] = "reinitialised"
     rates: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.2)
     unsuspected: ClassVar[int | None] = 3
     official_statistics = "after"
@@ -112,15 +112,15 @@ class TSBDDefense(Distilling):
     ) -> Begun:
         """Unlearn, and zero what that changed most; see `Staged.begin`."""
         clean = data.unshuffled() if self.compat else data
-        index = _trainable(NeuronIndex.in_scope(model, self.layers, compat=self.compat), model)
-        unlearned = self.unlearn(model, clean, run)
-        scores = neuron_weight_change(unlearned, model, index=index)
+        index = trainable(NeuronIndex.in_scope(model, self.layers, compat=self.compat), model)
+        forgetful = self.unlearn(model, clean, run)
+        scores = neuron_weight_change(forgetful, model, index=index)
         if not scores.values.max() > scores.values.min():
             raise ValueError(
                 f"model: expected neurons that unlearning changes in different degree, got {len(scores)} that it "
                 "changed alike, so that none can be told from the others; raise unlearn_lr, or choose other layers."
             )
-        zeroed = reinitialize(model, scores, n=self.n, m=self.m, changed=(unlearned, given), compat=self.compat)
+        zeroed = reinitialize(model, scores, n=self.n, m=self.m, changed=(forgetful, given), compat=self.compat)
 
         def train(options: TSBDDefense, images: Batches, stage: str) -> None:
             options.fine_tune(model, given, images.unshuffled() if self.compat else images, run, stage)
@@ -142,74 +142,11 @@ class TSBDDefense(Distilling):
 
     def unlearn(self, model: nn.Module, clean: Batches, run: Run) -> nn.Module:
         """A copy of `model` after gradient ascent on the clean data, as far as `unlearn_to` or `compat` says."""
-        unlearned = copy_of(model)
-        optimizer = torch.optim.SGD(unlearned.parameters(), lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
+        ascent = partial(torch.optim.SGD, lr=self.unlearn_lr, momentum=self.momentum, maximize=True)
+        if not self.compat:
+            return unlearned(model, clean, run, ascent, to=self.unlearn_to, epochs=self.unlearn_epochs)
 
-        def step(batch: Batch) -> StepResult:
-            optimizer.zero_grad()
-            with run.autocast(clean.device):
-                logits, targets = run.forward(unlearned, batch)
-            loss = task.cross_entropy(logits, targets)
-            loss.backward()
-            check_finite_gradients(unlearned.named_parameters())
-            optimizer.step()
-            return task.measured(loss, logits, targets)
+        def ended(copy: nn.Module, epoch: Epoch) -> bool:
+            return run.accuracy(copy, clean, augmented=True) <= OFFICIAL_STOP
 
-        if self.compat:
-
-            def ended() -> bool:
-                return run.accuracy(unlearned, clean, augmented=True) <= OFFICIAL_STOP
-
-            run.epochs("unlearn", unlearned, clean, step, optimizer, epochs=self.unlearn_epochs, ended=ended)
-            return unlearned
-
-        start, constant_answer = _accuracies(model, clean, run)
-        if start <= constant_answer:
-            raise ValueError(
-                f"{clean.name}: expected images on which the model is better than a constant answer, since TSBD "
-                f"unlearns them, got an accuracy of {start:.1%} where the best constant answer has "
-                f"{constant_answer:.1%}; check labels, normalisation and checkpoint, or pass images of more classes."
-            )
-        target = constant_answer + self.unlearn_to * max(0.0, start - constant_answer)
-        reached = run.epochs(
-            "unlearn",
-            unlearned,
-            clean,
-            step,
-            optimizer,
-            epochs=self.unlearn_epochs,
-            stop=lambda accuracy: accuracy <= target,
-        )
-        if not reached <= target:
-            raise RuntimeError(
-                f"unlearn_epochs: expected the clean accuracy to fall to {target:.1%}, got {reached:.1%} "
-                f"after {self.unlearn_epochs} epochs; raise unlearn_lr, unlearn_to or unlearn_epochs."
-            )
-        return unlearned
-
-
-def _trainable(index: NeuronIndex, model: nn.Module) -> NeuronIndex:
-    """The neurons of parameters that may change; unlearning says nothing about frozen ones, and they stay as they "
-    "are."""
-    trained = {name for name, x in model.named_parameters(remove_duplicate=False) if x.requires_grad}
-    layers = [layer for layer in index.layers if layer.parameter in trained]
-    if not layers:
-        raise ValueError(
-            f"model: expected neurons that can be trained, got {len(index)} in {len(index.layers)} parameters, all "
-            "frozen; call requires_grad_(True) on them, or choose layers that are not frozen (layers='linear')."
-        )
-    return NeuronIndex.of(layers)
-
-
-def _accuracies(model: nn.Module, clean: Batches, run: Run) -> tuple[float, float]:
-    """Of the model, and of the best constant answer: chance, or the share of the most frequent label."""
-    hits, count, classes = 0, 0, 0
-    labels: list[torch.Tensor] = []
-    with eval_mode(model), torch.inference_mode(), run.autocast(clean.device):
-        for batch in clean.ordered():
-            logits, targets = run.forward(model, batch)
-            right, counted = task.hits(logits, targets)
-            hits, count, classes = hits + int(right), count + int(counted), logits.shape[-1]
-            labels.append(targets[targets != task.IGNORED])
-    most_frequent = float(torch.bincount(torch.cat(labels)).max()) / count
-    return hits / count, max(1 / classes, most_frequent)
+        return unlearned_as_published(model, clean, run, ascent, ended=ended, epochs=self.unlearn_epochs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bdfast.inversion.scene import ALL_TO_ALL
+from bdfast.selection import Choice, Judge
 
 REMOVED, REDUCED = 0.05, 0.15
 """Residuals up to which a backdoor counts as removed, and below which it counts as reduced."""
@@ -65,3 +67,27 @@ class Verdict:
             return f"nothing found: no class stands out clearly; of the easiest, {labels}: {residual}; {accuracy}"
         found = "all-to-all" if ALL_TO_ALL in self.targets else f"target label {labels}"
         return f"{self.status}: {found}, {residual}, {accuracy}"
+
+
+def verdict_of(judge: Judge, choice: Choice) -> Verdict | None:
+    """The verdict on the step that was taken; None where there are no surrogate triggers."""
+    if judge.surrogates is None:
+        return None
+    before, after = judge.before, choice.reached
+    return Verdict(
+        tuple(judge.targets),
+        before.residual,
+        after.residual,
+        before.accuracy,
+        after.accuracy,
+        len(before.right),
+        clear=judge.surrogates.clear,
+    )
+
+
+def suspicion(judge: Judge) -> dict[str, Any]:
+    """What the search for surrogate triggers found, for `Outcome.found`."""
+    if judge.surrogates is None:
+        return {}
+    *lengths, away = (x if x < math.inf else None for x in judge.surrogates.lengths.all().tolist())
+    return {"targets": judge.targets, "least_lengths": lengths, "all_to_all_length": away}

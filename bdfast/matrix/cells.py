@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bdfast.matrix.entries import AttackEntry, Clean, DefenseEntry, NetworkEntry
+from bdfast.matrix.clean_images import Clean
+from bdfast.matrix.entries import AttackEntry, DefenseEntry, NetworkEntry
 from bdfast.training.descriptions import plain
 
 AXES = ("network", "data", "attack", "clean", "defense", "seed")

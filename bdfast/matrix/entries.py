@@ -1,4 +1,4 @@
-"""The entries of a grid: networks, attacks, shares of clean data and defenses with their options."""
+"""The entries of a grid: networks, attacks and defenses with their options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from bdfast.defenses import Defense
 from bdfast.errors import nearest
 from bdfast.matrix.options import defaults, number, option_names, typed_options
 from bdfast.matrix.places import Place
-from bdfast.matrix.shares import RESERVE
 from bdfast.models import ARCHITECTURES, ModelSpec
 from bdfast.training.descriptions import plain
 
@@ -96,24 +95,6 @@ class AttackEntry(Entry):
     def judge(self, num_classes: int) -> Attack | None:
         """Whose trigger the test set gets; None for none."""
         return (self.trigger or self).attack(num_classes)
-
-
-@dataclass(frozen=True, eq=False)
-class Clean:
-    """How many clean images the defender has: a share of the training images, or a number of each class."""
-
-    share: float | None = None
-    per_class: int | None = None
-    place: str = ""
-
-    @property
-    def name(self) -> str:
-        """As tables show it."""
-        return f"{100 * self.share:.4g} %" if self.share is not None else f"{self.per_class} a class"
-
-    def content(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {"share": self.share} if self.share is not None else {"per_class": self.per_class}
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,26 +196,6 @@ def attack_entry(value: Any, place: Place) -> AttackEntry:
     if all_to_all:
         typed["targets"] = complete["targets"] = ALL_TO_ALL
     return AttackEntry(_name(name, place, kind, typed), kind, complete, place=str(place))
-
-
-def clean_entry(value: Any, place: Place) -> Clean:
-    """From `0.05` or `{per_class: 10}`.
-
-    Raises:
-        GridError: The share is none, or more than the attacker leaves aside.
-    """
-    if isinstance(value, dict):
-        count = place.mapping(value, ["per_class"]).get("per_class")
-        if type(count) is not int or count < 1:
-            raise place["per_class"].error(f"expected a number of images, 1 or more, got {count!r}; 10 is usual.")
-        return Clean(per_class=count, place=str(place))
-    share = number(value)
-    if share is None or not 0 < share <= RESERVE:
-        raise place.error(
-            f"expected a share of the training images above 0 and at most {RESERVE}, which is what is put aside for "
-            f"the defender, or {{per_class: 10}}, got {value!r}; 0.05 is 5 %."
-        )
-    return Clean(share=share, place=str(place))
 
 
 def defense_entry(value: Any, place: Place) -> DefenseEntry:

@@ -8,8 +8,10 @@ import torch
 
 from bdfast.attacks import Attack, PreparedAttack
 from bdfast.data.data_source import DataSource
+from bdfast.defenses import METHODS, DataFree
 from bdfast.matrix.cells import Cell, content_digest
-from bdfast.matrix.entries import AttackEntry, Clean
+from bdfast.matrix.clean_images import Clean
+from bdfast.matrix.entries import NONE, AttackEntry
 from bdfast.matrix.grid import Grid
 from bdfast.matrix.images_by_name import DataFacts, data_facts, load_data
 from bdfast.matrix.networks import Training, training_of
@@ -33,6 +35,8 @@ def check_grid(grid: Grid) -> dict[str, DataFacts]:
         SourceUnavailable: Images cannot be had.
     """
     found = {}
+    for cell in grid.cells:
+        _check_data_free(cell)
     for name in dict.fromkeys(cell.data for cell in grid.cells):
         source = load_data(name)
         found[name] = facts = data_facts(name, source)
@@ -50,6 +54,8 @@ def clean_positions(cell: Cell, source: DataSource, facts: DataFacts) -> torch.T
     """Positions [N] of the defender's images among the training images."""
     classes = facts.num_classes
     wanted = cell.clean
+    if wanted.share == 0:
+        return torch.zeros(0, dtype=torch.long)
     return drawn(source.train.labels, cell.seed, num_classes=classes, share=wanted.share, per_class=wanted.per_class)
 
 
@@ -115,7 +121,19 @@ def _check_rate(attack: Attack, labels: torch.Tensor) -> None:
         )
 
 
+def _check_data_free(cell: Cell) -> None:
+    kind = cell.defense.kind
+    if cell.clean.share == 0 and kind != NONE and not issubclass(METHODS[kind], DataFree):
+        able = ", ".join(name for name, cls in METHODS.items() if issubclass(cls, DataFree))
+        raise GridError(
+            f"{cell.clean.place}: expected a defense that needs no images ({able}), got {kind}; leave this cell out "
+            "with exclude."
+        )
+
+
 def _check_clean(clean: Clean, seed: int, source: DataSource, facts: DataFacts) -> None:
+    if clean.share == 0:
+        return
     try:
         drawn(source.train.labels, seed, num_classes=facts.num_classes, share=clean.share, per_class=clean.per_class)
     except ValueError as error:

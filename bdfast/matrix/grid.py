@@ -12,16 +12,8 @@ from typing import Any, NamedTuple
 from bdfast.data.sources import SOURCES
 from bdfast.errors import nearest
 from bdfast.matrix.cells import AXES, Cell
-from bdfast.matrix.entries import (
-    AttackEntry,
-    Clean,
-    NetworkEntry,
-    attack_entry,
-    clean_entry,
-    defense_entry,
-    epoch_count,
-    network_entry,
-)
+from bdfast.matrix.clean_images import Clean, clean_entry
+from bdfast.matrix.entries import AttackEntry, NetworkEntry, attack_entry, defense_entry, epoch_count, network_entry
 from bdfast.matrix.places import GridError, Place, read_yaml
 
 SPLITS = ("tune", "confirm")

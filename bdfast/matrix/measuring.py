@@ -115,7 +115,7 @@ class Workshop:
         defense = cell.defense.defense()
         if defense is None:
             return None
-        clean = source.train.subset(positions)
+        clean = source.train.subset(positions) if len(positions) else None
         return purify(model, clean, method=defense, workdir=work, seed=cell.seed, **cell.defense.settings)
 
     def _images(self, name: str) -> DataSource:

@@ -99,17 +99,21 @@ def metrics(before: Metrics | None, after: Metrics | None, *, width: float = WID
 
 
 @styled
-def weight_change(scores: NeuronScores, neurons: torch.Tensor, *, width: float = WIDE) -> Figure:
-    """One strip per layer, one point per neuron, the reinitialised ones in vermilion and counted.
+def neuron_scores(
+    scores: NeuronScores, neurons: torch.Tensor, *, scored_by: str, done: str, width: float = WIDE
+) -> Figure:
+    """One strip per layer, one point per neuron, those of `neurons` in vermilion and counted.
 
     Args:
-        scores: Weight change of every neuron, [R], and the layers they belong to.
-        neurons: [R] bool, the reinitialised neurons.
+        scores: Of every neuron, [R], and the layers they belong to.
+        neurons: [R] bool.
+        scored_by: What the scores are.
+        done: What happened to `neurons`, in one word.
         width: Inches.
 
     Notes:
         Neurons without a positive, finite score have no place on a log axis and are left out.
-        Of more than 48 layers, those with the most reinitialised neurons are drawn.
+        Of more than 48 layers, those with the most of `neurons` are drawn.
     """
     values = scores.values.detach().double().cpu().numpy()
     marked = neurons.cpu().numpy()
@@ -130,14 +134,14 @@ def weight_change(scores: NeuronScores, neurons: torch.Tensor, *, width: float =
     axes.scatter(x[~orange], y[~orange], s=size, color=AFTER, alpha=0.4, **points)
     axes.scatter(x[orange], y[orange], s=max(1.6 * size, 3), color=BEFORE, alpha=0.75, **points)
     _log_axis(axes, x)
-    axes.set_xlabel("weight change (sum of |Δw|, log scale)", loc="left")
+    axes.set_xlabel(f"{scored_by}, log scale", loc="left")
     axes.set_ylim(len(layers) - 0.5, -0.5)
     limit = 18 if width < 5 else 30
     # The end of a long name tells layers apart.
     names = [printable(layer.parameter.removesuffix(".weight"), limit, end=True) for layer in layers]
     axes.set_yticks(range(len(layers)), names, color=INK, size=8 if pitch > 0.2 else 7)
     axes.spines["left"].set_visible(False)
-    _count_column(axes, layers, marked)
+    _count_column(axes, layers, marked, done)
     if orange.any() and (~orange).any() and x[orange].min() >= x[~orange].max():
         _cut_off(axes, x[orange].min())
     return figure
@@ -242,19 +246,19 @@ def _shown_layers(layers: Sequence[NeuronLayer], marked: np.ndarray) -> list[Neu
     return sorted(most, key=lambda layer: layer.start)
 
 
-def _count_column(axes: Axes, layers: Sequence[NeuronLayer], marked: np.ndarray) -> None:
-    """Writes how many neurons of each layer were reinitialised, right of the strips."""
+def _count_column(axes: Axes, layers: Sequence[NeuronLayer], marked: np.ndarray, done: str) -> None:
+    """Writes how many neurons of each layer are marked, right of the strips."""
     edge = ("axes fraction", "data")
     put: dict[str, Any] = {"xycoords": edge, "textcoords": "offset points", "ha": "right"}
     for i, layer in enumerate(layers):
         count, total = int(marked[layer.start : layer.stop].sum()), len(layer)
         label, colour = f"{count:,} / {total:,}", BEFORE if count else MUTED
         axes.annotate(label, (1, i), (58, 0), color=colour, size=8, va="center", **put)
-    axes.annotate("reinitialised", (1, -0.5), (58, 4), color=BEFORE, size=8, **put)
+    axes.annotate(done, (1, -0.5), (58, 4), color=BEFORE, size=8, **put)
 
 
 def _cut_off(axes: Axes, value: float) -> None:
-    """Marks the score from which on neurons were reinitialised, with its label on the roomier side."""
+    """Marks the score from which on neurons are marked, with its label on the roomier side."""
     axes.axvline(value, color=BEFORE, linewidth=0.8, linestyle=(0, (4, 2)))
     low, high = axes.get_xlim()
     side = "right" if value * value > low * high else "left"

@@ -14,6 +14,7 @@ from matplotlib import image, rc_context
 from matplotlib.figure import Figure
 
 from bdfast._version import __version__
+from bdfast.defenses.base import Defense
 from bdfast.report import figures, landscape_figures
 from bdfast.report.curves import curve, end, known, stages
 from bdfast.report.examples import Examples
@@ -52,7 +53,9 @@ def render(
     if any(_value(metrics, key) is not None for metrics in (before, after) for key in figures.METRICS):
         drawings["metrics"] = partial(figures.metrics, before, after)
     if scores is not None and result.neurons is not None:
-        drawings["weight_change"] = partial(figures.weight_change, scores, result.neurons)
+        drawings["weight_change"] = partial(
+            figures.neuron_scores, scores, result.neurons, scored_by=result.scored_by, done=result.neurons_are
+        )
     if any(curves.values()):
         drawings["accuracy"] = partial(figures.accuracy, result.history)
     if landscape is not None:
@@ -74,6 +77,9 @@ def render(
         "layers": 0 if scores is None else len(scores.layers),
         "max_layers": figures.MAX_LAYERS,
         "marked": result.neurons_reset,
+        "ranked": result.scored_by != Defense.scored_by,
+        "scored_by": result.scored_by,
+        "neurons_are": result.neurons_are,
         "unchanged": 0 if scores is None else int((~(scores.values > 0)).sum()),
         "stages": stages(result.history),
         "ends": {stage: end(parts) for stage, parts in curves.items()},
@@ -142,7 +148,7 @@ def _tiles(before: Metrics | None, after: Metrics | None, result: PurifyResult) 
     if (count := result.neurons_reset) and result.scores is not None:
         total = len(result.scores)
         note = f"of {total:,} neurons ({percent(count / total)})"
-        tiles.append({"label": "Reinitialised", "value": f"{count:,}", "note": note})
+        tiles.append({"label": result.neurons_are.capitalize(), "value": f"{count:,}", "note": note})
     if "target" in result.found:
         tiles.append({"label": "Trigger leads to", "value": f"class {result.found['target']}", "note": "as inverted"})
     tiles.append({"label": "Time to purify", "value": duration(result.seconds), "note": ""})

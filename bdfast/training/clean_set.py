@@ -54,7 +54,7 @@ class CleanSet:
     def warnings(self) -> list[str]:
         """What speaks against deciding anything on this set."""
         found = []
-        classes, count = int((self.per_class > 0).sum()), int(self.per_class.sum())
+        classes, known = int((self.per_class > 0).sum()), len(self.per_class)
         if classes == 1:
             found.append(
                 f"{self.name}: expected images of several classes, got one only; the accuracy says nothing then. Add "
@@ -66,10 +66,11 @@ class CleanSet:
                 f"{self.accuracy:.1%} where a constant answer has {self.constant_answer:.1%}; check labels, "
                 "normalisation (--mean, --std), and whether this is the right checkpoint."
             )
-        if count < len(self.per_class):
+        # A text has few of all tokens.
+        if 1 < classes < known and (self.images or int(self.per_class.sum()) < known):
             found.append(
-                f"{self.name}: expected at least one sample per class, got {count} for {len(self.per_class)} classes; "
-                "add some."
+                f"{self.name}: expected at least one sample per class, got none of {known - classes} of the {known}; "
+                "add some, as what the network knows of them can be lost, and nothing here would show it."
             )
         return found
 

@@ -64,7 +64,7 @@ class Run:
         epochs: int,
         lr: Callable[[int], float] | None = None,
         stop: Callable[[float], bool] | None = None,
-        ended: Callable[[], bool] | None = None,
+        ended: Callable[[Epoch], bool] | None = None,
         validate: Callable[[], float] | None = None,
         patience: int | None = None,
         record: bool = True,
@@ -84,7 +84,7 @@ class Run:
             lr: Learning rate of each epoch, counted from 0; that of the optimizer when left out.
             stop: Asked after every step with the accuracy of the last `RECENT` batches, as the steps saw them; True
                 ends the stage there, most often well before `epochs`, so that these say nothing about the time left.
-            ended: Asked after every epoch; True ends the stage.
+            ended: Asked after every epoch, with what it showed; True ends the stage.
             validate: Asked after every epoch for the accuracy on held-out images; "held_out" in the history.
             patience: Ends the stage after this many epochs in which `validate` gave no new best.
             record: Put the epochs into the history.
@@ -110,7 +110,7 @@ class Run:
                 if patience is not None:
                     held_out = [row.held_out or 0.0 for row in rows]
                     stopped |= len(held_out) - held_out.index(max(held_out)) > patience
-                stopped |= ended is not None and ended()
+                stopped |= ended is not None and ended(row)
                 state["finished"] = stopped or len(rows) == epochs
                 if self.checkpoints:
                     weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -11,7 +11,7 @@ from bdfast.cli import main
 from bdfast.data import ImageTensors
 from bdfast.data.digits import digits_source
 from bdfast.data.sources import SOURCES
-from bdfast.defenses import UAUDefense
+from bdfast.defenses import METHODS, UAUDefense
 from bdfast.defenses.purification import purify
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
@@ -23,6 +23,8 @@ def small_demo(monkeypatch):
     """The demo on digits, with less of everything."""
     monkeypatch.setitem(SOURCES, "fashion-mnist", lambda: replace(digits_source(), epochs=8))
     monkeypatch.setattr("bdfast.cli.demo_command.purify", partial(purify, updates=10))
+    monkeypatch.setattr("bdfast.inversion.least_length.STEPS", 1)
+    monkeypatch.setattr("bdfast.inversion.universal.JUDGED", 4)
 
 
 @pytest.fixture
@@ -136,6 +138,20 @@ def test_purify_and_evaluate_a_users_model(tmp_path, checkpoint, folder, capsys)
     assert metrics["asr"] is None
 
 
+def test_purify_without_an_image(tmp_path, checkpoint, capsys):
+    main(f"purify clp {checkpoint} --u 1 --output {tmp_path / 'out'} --json --quiet".split())
+    summary = json.loads(capsys.readouterr().out)
+    assert 0 < summary["neurons_reset"] < summary["neurons"]
+    assert summary["options"]["u"] == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<dt>Clean images</dt><dd>none</dd>" in page
+    with pytest.raises(SystemExit):
+        main(f"purify ft {checkpoint} --output {tmp_path / 'out'}".split())
+    assert (
+        "clean: expected images, without which ft cannot work, got None; pass some (--data" in capsys.readouterr().err
+    )
+
+
 def test_doctor(capsys):
     main(["doctor"])
     assert "backend torch" in capsys.readouterr().out
@@ -167,7 +183,7 @@ def test_version(capsys):
         (["demo", "--attack", "magic"], "attack: expected one of badnets, blended, "),
         (
             ["demo", "--method", "magic"],
-            "method: expected one of uau, pam, ft_sam, tsbd, sau, i_bau, ft, sam, got 'magic'",
+            f"method: expected one of {', '.join(METHODS)}, got 'magic'",
         ),
         (["demo", "--clean-share", "2"], r"clean_share: expected a fraction in (0, 1), got 2.0"),
     ],

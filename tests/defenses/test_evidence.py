@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bdfast
+from bdfast.training import fit
 from bdfast.training.batchnorm import batchnorms, kept_statistics, recalibrate
 from bdfast.training.copies import copy_of
 
@@ -33,8 +34,10 @@ def test_a_model_at_chance_is_told_and_tsbd_refuses_it(trained, clean):
     assert len(passes) < 20
 
 
-def test_less_than_one_image_per_class_is_told(trained, clean):
-    with pytest.warns(UserWarning, match="clean: expected at least one sample per class, got 8 for 10 classes"):
+def test_classes_without_an_image_are_told(trained, clean):
+    with pytest.warns(
+        UserWarning, match="clean: expected at least one sample per class, got none of 5 of the 10; add some"
+    ):
         bdfast.purify(trained, clean.subset(torch.arange(8)), method="ft", **QUICK)
 
 
@@ -104,3 +107,15 @@ def test_a_network_that_was_damaged_is_told(trained, clean):
     (warning,) = result.warnings
     assert "the network is damaged" in warning
     assert bdfast.purify(trained, clean, method="ft", **{**QUICK, "lr": 1e-4}).warnings == []
+
+
+def test_tsbd_ranks_what_is_not_frozen_alone(digits):
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))
+    fit(model, digits[0], epochs=3, lr=0.05, amp=False)
+    first.requires_grad_(False)
+    result = bdfast.purify(model, digits[1], method="tsbd", n=0.3, unlearn_lr=0.01, **QUICK)
+    assert len(result.scores) == len(result.neurons) == 6
+    assert result.neurons_reset == 1
+    assert torch.equal(result.model[0].weight, first.weight)

@@ -89,6 +89,11 @@ def register_odd_ones():
             r"line 6, clean\[0\], with digits: clean: expected at most \d+ images a class",
         ),
         ("clean", "clean: [0.0001]", "clean: expected at least one image, got none"),
+        (
+            "clean",
+            "clean: [0.1, none]",
+            r"line 6, clean\[1\]: expected a defense that needs no images \(.*clp.*\), got ft",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_named_with_its_line(change, key, line, message):

@@ -51,6 +51,18 @@ def test_records_have_all_that_one_has_to_know(small, tmp_path):
     assert len({record["network_digest"] for record in clean}) == 1
 
 
+def test_a_defense_that_needs_no_images_gets_none(change, tmp_path):
+    lines = change("defenses", "defenses: [none, {defense: clp, u: 1}]").replace(
+        "clean: [0.1, {per_class: 5}]", "clean: [none]"
+    )
+    summary = run_grid(parse_grid(lines), tmp_path, threads=1)
+    assert (summary.measured, summary.failed) == (4, 0)
+    record = next(x for x in read_records(tmp_path) if x["defense"]["kind"] == "clp")
+    assert (record["clean"], record["clean_images"]) == ({"name": "none", "share": 0.0}, 0)
+    assert record["options"]["u"] == 1
+    assert record["verdict"] is None
+
+
 def test_the_figures_are_those_of_a_purification_by_hand(small, tmp_path):
     run_grid(replace(small, cells=small.cells[:2]), tmp_path, threads=1)
     record = next(record for record in read_records(tmp_path) if record["defense"]["kind"] == "ft")

@@ -1,99 +1,15 @@
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import matplotlib
-import numpy as np
 import pytest
 import torch
-from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex
-from torch import nn
+from report_samples import LANDSCAPE, Page, make_examples, make_result, make_scores, write
 
 import bdfast
-from bdfast import report
-from bdfast.evaluation.landscape import Landscape
-from bdfast.report import figures, landscape_figures, page
+from bdfast.report import page
 from bdfast.training import Epoch, Probe
-
-VOID_TAGS = {"meta", "img", "source", "br", "link"}
-WIDTHS = (16,) * 5 + (32,) * 4 + (64,) * 4 + (128,) * 4  # the neurons of PreAct-ResNet18 at width 16
-
-
-def make_scores(widths=WIDTHS, name="layer"):
-    generator = torch.Generator().manual_seed(0)
-    values = [torch.exp(0.5 * torch.randn(w, generator=generator) + 0.1 * i) for i, w in enumerate(widths)]
-    model = nn.ModuleDict({f"{name}{i}": nn.Conv2d(1, w, 1) for i, w in enumerate(widths)})
-    return bdfast.NeuronScores(torch.cat(values), bdfast.NeuronIndex(model).layers)
-
-
-HISTORY = [
-    *(Epoch("unlearn", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.9, 0.5, 0.1), 1)),
-    Probe("lr", 0.01, 0.91, floor=0.89, chosen=False, residual=0.52),
-    Probe("lr", 0.03, 0.9, floor=0.89, chosen=True, residual=0.02),
-    Probe("lr", 0.1, 0.87, floor=0.89, chosen=False),
-    *(Epoch("fine-tune", e, a, 1.0, 2.0, 12) for e, a in enumerate((0.8, 0.9), 1)),
-]
-BEFORE = bdfast.Metrics(acc=0.9218, asr=0.9981, ra=0.0017)
-AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
-PATH = [(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)]
-LANDSCAPE = Landscape([0.0, 0.5, 1.0], ([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]), PATH, "Measured on 3 images.")
-
-
-def make_result(**changes):
-    scores = make_scores()
-    neurons = torch.zeros(len(scores), dtype=torch.bool)
-    neurons[scores.values.topk(97).indices] = True
-    options = {"n": None, "max_accuracy_drop": 0.02}
-    return replace(
-        bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, {}, 75.2, 48), **changes
-    )
-
-
-def make_examples(**changes):
-    clean = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    triggered = clean.clone()
-    triggered[..., -3:, -3:] = 1
-    names = ["plane", "car", "bird", "cat"]
-    values = report.Examples(clean, triggered, [1, 2, 3], [1, 2, 3], [1, 2, 3], [0] * 3, [1, 2, 2], names, [0] * 3)
-    return replace(values, **changes)
-
-
-def write(folder, **changes):
-    values = {
-        "title": "A demo",
-        "before": BEFORE,
-        "after": AFTER,
-        "result": make_result(),
-        "facts": {"Data": "digits"},
-    }
-    return report.write(folder, **(values | changes))
-
-
-class Page(HTMLParser):
-    """Reads a page as a browser would; complains about tags that do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.links, self.text = [], [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [v for k, v in attributes if k in ("src", "srcset", "href", "action", "data")]
-        assert not [k for k, _ in attributes if k.startswith("on")]
-        if tag not in VOID_TAGS:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        self.text += " " if tag in ("td", "th", "dt", "dd") else ""
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -212,84 +128,6 @@ def test_hostile_text_stays_text(tmp_path):
     assert "script" not in parsed.tags
     assert all(link.startswith("data:image/") for link in parsed.links)
     assert parsed.text.count("{{ 7 * 7 }}") > 5
-
-
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
-
-
-def points(figure, colour):
-    clouds = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
-    return np.concatenate([c.get_offsets() for c in clouds if to_hex(c.get_facecolor()[0]) == colour])
-
-
-def test_weight_change_draws_every_neuron_and_counts_the_reinitialised():
-    result = make_result()
-    result.scores.values[5] = 0
-    figure = figures.weight_change(result.scores, result.neurons)
-    marked, rest = points(figure, figures.BEFORE), points(figure, figures.AFTER)
-    np.testing.assert_allclose(marked[:, 0], result.scores.values[result.neurons].double())
-    assert len(rest) == 976 - 97 - 1
-    rows = np.round(marked[:, 1]).astype(int)
-    counts = [f"{(rows == i).sum()} / {len(layer)}" for i, layer in enumerate(result.scores.layers)]
-    assert texts(figure)[:17] == counts
-    assert texts(figure)[-1] == f"from {marked[:, 0].min():.3g}"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:2] == ["layer0", "layer1"]
-
-
-def test_weight_change_draws_no_cut_off_where_there_is_none():
-    neurons = torch.zeros(976, dtype=torch.bool)
-    neurons[[0, 975]] = True
-    assert not any(text.startswith("from") for text in texts(figures.weight_change(make_scores(), neurons)))
-
-
-def test_weight_change_of_a_deep_model_keeps_the_layers_that_matter():
-    scores = make_scores((4,) * 200)
-    neurons = torch.zeros(800, dtype=torch.bool)
-    neurons[600:] = True
-    axes = figures.weight_change(scores, neurons).axes[0]
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(labels) == figures.MAX_LAYERS
-    assert labels[0] == "layer150"
-
-
-def test_metrics_bars_are_as_long_as_the_numbers():
-    figure = figures.metrics(BEFORE, bdfast.Metrics(acc=0.9142, asr=None))
-    widths = [round(bar.get_width(), 2) for bar in figure.axes[0].patches]
-    assert widths == [92.18, 91.42, 99.81, 0.17]
-
-
-def test_accuracy_has_a_panel_for_each_stage_that_ran():
-    titles = [axes.get_title(loc="left") for axes in figures.accuracy(HISTORY, width=figures.NARROW).axes]
-    assert titles == ["Unlearning", "Fine-tuning"]
-    (only,) = figures.accuracy(HISTORY[-2:]).axes
-    np.testing.assert_allclose(only.lines[0].get_ydata(), [80, 90])
-
-
-@pytest.mark.parametrize(("second", "shown"), [(True, "Fine-tuning ends at 80.0"), (False, "Fine-tuning ends at 90.0")])
-def test_a_stage_that_was_undone_is_not_what_fine_tuning_ends_at(second, shown, tmp_path):
-    epochs = [Epoch(f"fine-tune at {rate}", 1, acc, 1.0, 1.0, 12) for rate, acc in ((0.003, 0.9), (0.01, 0.8))]
-    probes = [Probe("lr", rate, 0.9, 0.8, chosen=second == (rate == 0.01)) for rate in (0.003, 0.01)]
-    path = write(tmp_path, result=make_result(method="uau", neurons=None, history=[*epochs, *probes]))
-    text = " ".join(Page(path.read_text(encoding="utf-8")).text.split())
-    assert shown in text
-    assert ("What is grey was undone" in text) == (not second)
-
-
-def test_landscape_ends_where_its_data_ends():
-    figure = landscape_figures.path(LANDSCAPE)
-    assert texts(figure) == ["ACC 91.4\u00a0%", "ASR 1.9\u00a0%"]
-    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [99.81, 40, 1.92])
-    assert texts(landscape_figures.sharpness(LANDSCAPE, width=figures.NARROW)) == ["before (2.5)", "after (0.4)"]
-
-
-def test_a_method_that_resets_nothing_says_what_it_found(tmp_path):
-    nothing = torch.zeros(len(make_scores()), dtype=torch.bool)
-    path = write(tmp_path, result=make_result(method="pam", neurons=nothing, found={"target": 3}))
-    text = " ".join(Page(path.read_text(encoding="utf-8")).text.split())
-    assert "Trigger leads to class 3" in text
-    assert "How far the neurons moved" in text
-    assert "reinitialised" not in text.replace("reinitialisation", "")
 
 
 def test_import_is_light():

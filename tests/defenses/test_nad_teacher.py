@@ -1,0 +1,23 @@
+"""The teacher of NAD, which goes on from stage to stage."""
+
+import torch
+from torch import nn
+
+import bdfast
+from bdfast.defenses import NADDefense
+
+
+def test_a_teacher_that_diverges_is_as_it_was_before(trained, clean, monkeypatch):
+    started = []
+
+    def fine_tune(self, model, given, data, run, stage, **_):
+        started.append((stage, model[0].weight.clone()))
+        if stage == "teacher at 0.01":
+            nn.init.constant_(model[0].weight, torch.nan)
+            raise FloatingPointError("a gradient became NaN")
+        nn.init.constant_(model[0].weight, 0.5)
+
+    monkeypatch.setattr(NADDefense, "fine_tune", fine_tune)
+    bdfast.purify(trained, clean, method=NADDefense(), amp=False)
+    assert [stage for stage, _ in started[:3]] == ["teacher at 0.01", "teacher at 0.003", "fine-tune at 0.003"]
+    assert all(torch.equal(weight, trained[0].weight) for _, weight in started[:3])
