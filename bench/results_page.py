@@ -7,6 +7,7 @@ All are run into one folder, so that they share networks:
 
     bdfast matrix run bench/grids/attacks.yaml --output results --workers 2 --threads 1
     bdfast matrix run bench/grids/seeds.yaml --output results --workers 2 --threads 1
+    bdfast matrix run bench/grids/data_free.yaml --output results --workers 2 --threads 1
     bdfast matrix run bench/grids/development.yaml --output results --workers 2 --threads 1
 """
 
@@ -25,6 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from bdfast.files import whole_file
 from bdfast.matrix import read_grid, read_records
 from bdfast.matrix.tables import DASH, Record, markdown_table
+from bench.data_free import data_free_table
 from bench.record_facts import attack_of, loss_of, percent
 from bench.spreads import attacks_table, seeds_table
 
@@ -32,7 +34,7 @@ HERE = Path(__file__).parent
 RECORDS = HERE / "results" / "matrix.jsonl"
 TEMPLATE = HERE / "results.md.j2"
 SEEDS = HERE / "grids" / "seeds.yaml"
-GRIDS = (HERE / "grids" / "attacks.yaml", SEEDS, HERE / "grids" / "development.yaml")
+GRIDS = tuple(HERE / "grids" / name for name in ("attacks.yaml", "seeds.yaml", "data_free.yaml", "development.yaml"))
 """A cell that is in several of them has the split that the last one gives it."""
 PAGE = HERE.parent / "docs" / "results.md"
 REMOVED, KEPT = 0.1, 0.5
@@ -109,6 +111,7 @@ def page(records: Sequence[Record]) -> str:
         verdicts=_verdicts(grid),
         wrong=[f"{100 * limit:g} %" for limit in (WRONGLY_REMOVED, WRONGLY_KEPT)],
         three=seeds_table([record for record in records if record["id"] in three]),
+        data_free=data_free_table(records),
         errors=_errors(grid),
     )
     return text.rstrip() + "\n"
