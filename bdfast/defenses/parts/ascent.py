@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,12 +11,15 @@ from torch import nn
 from bdfast import task
 from bdfast.data.batches import Batch, Batches
 from bdfast.ops.finite import check_finite_gradients
+from bdfast.selection import LOWER, RETRIES
 from bdfast.task import StepResult
 from bdfast.training import Epoch, Run
 from bdfast.training.copies import copy_of
 from bdfast.training.modes import eval_mode
 
 STAGE = "unlearn"
+
+Result = TypeVar("Result")
 
 
 def unlearned(
@@ -41,6 +45,7 @@ def unlearned(
     Raises:
         ValueError: The model is no better than a constant answer.
         RuntimeError: The epochs are not enough.
+        FloatingPointError: The ascent became NaN or infinite, at lower rates too.
     """
     start, constant_answer = _accuracies(model, data, run)
     if start <= constant_answer:
@@ -50,14 +55,32 @@ def unlearned(
             "check labels, normalisation and checkpoint, or pass images of more classes."
         )
     target = constant_answer + to * max(0.0, start - constant_answer)
-    copy, step, ascent = _prepared(model, data, run, optimizer)
-    reached = run.epochs(STAGE, copy, data, step, ascent, epochs=epochs, stop=lambda accuracy: accuracy <= target)
+
+    def attempt(lower: float) -> tuple[nn.Module, float]:
+        copy, step, ascent = _prepared(model, data, run, optimizer)
+        for group in ascent.param_groups:
+            group["lr"] *= lower
+        stage = STAGE if lower == 1 else f"{STAGE} at {ascent.param_groups[0]['lr']:g}"
+        reached = run.epochs(stage, copy, data, step, ascent, epochs=epochs, stop=lambda accuracy: accuracy <= target)
+        return copy, reached
+
+    copy, reached = lowered(attempt)
     if not reached <= target:
         raise RuntimeError(
             f"unlearn_epochs: expected the clean accuracy to fall to {target:.1%}, got {reached:.1%} after {epochs} "
             "epochs; raise unlearn_lr, unlearn_to or unlearn_epochs."
         )
     return copy
+
+
+def lowered(attempt: Callable[[float], Result]) -> Result:
+    """The first attempt that stays finite: at the rate as it is, then at lower ones. It is called with the factor."""
+    for power in range(RETRIES):
+        try:
+            return attempt(LOWER**power)
+        except FloatingPointError:
+            continue
+    return attempt(LOWER**RETRIES)
 
 
 def unlearned_as_published(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bdfast.data.batches import Batches
-from bdfast.defenses.parts.ascent import unlearned_as_published
+from bdfast.defenses.parts.ascent import lowered, unlearned_as_published
 from bdfast.neurons import NeuronScores
 from bdfast.neurons.scores import MAD_TO_SIGMA
 from bdfast.task import device_of
@@ -39,11 +39,19 @@ class Noise(Dataset[tuple[Tensor, int]]):
 
 
 def unlearned_noise(model: nn.Module, noise: Noise, run: Run, *, lr: float, batch_size: int) -> nn.Module:
-    """A copy of `model` after ascent on all the noise, with SGD and a momentum of 0.9."""
+    """A copy of `model` after ascent on all the noise, with SGD and a momentum of 0.9.
+
+    Raises:
+        FloatingPointError: It became NaN or infinite, at lower rates too; a network without normalisation has no bound.
+    """
     data = Batches(noise, device=device_of(model), batch_size=batch_size, name="noise")
-    ascent = partial(torch.optim.SGD, lr=lr, momentum=0.9, maximize=True)
     plain = replace(run, augment=None)  # noise needs no augmentation, which is made for images
-    copy = unlearned_as_published(model, data, plain, ascent, ended=lambda *_: False, epochs=1)
+
+    def attempt(lower: float) -> nn.Module:
+        ascent = partial(torch.optim.SGD, lr=lr * lower, momentum=0.9, maximize=True)
+        return unlearned_as_published(model, data, plain, ascent, ended=lambda *_: False, epochs=1)
+
+    copy = lowered(attempt)
     run.updates = plain.updates
     return copy
 
