@@ -13,7 +13,7 @@ from bdfast.data.batches import Batches
 from bdfast.defenses.base import DataFree, Outcome
 from bdfast.defenses.parts.channel_spaces import Traced, traced
 from bdfast.defenses.parts.fusion import TIE, fuse, links_in_module_order
-from bdfast.defenses.parts.noise import Noise, outlying, shape_of, unlearned_noise
+from bdfast.defenses.parts.noise import Noise, shape_of, unlearned_noise
 from bdfast.defenses.parts.trainable import trainable
 from bdfast.defenses.parts.transport import pot
 from bdfast.defenses.pruning import Pruning
@@ -40,13 +40,15 @@ class OTBRDefense(Pruning, DataFree):
     linear layers move along with the convolutions before them, and layers whose outputs are added share one plan. Where
     that is not clear, and in frozen layers, the order of the neurons is kept. Outputs of the network are never pruned.
     Costs are distances of weights whose inputs were not moved, as in the published code: the pruned network is a copy,
-    in the same order. On the one small network that we tried, the backdoor came back once BatchNorm statistics were
-    estimated anew.
+    in the same order.
+
+    What it removes without images rests on the BatchNorm statistics of the given network: on both networks that we
+    tried, the whole backdoor was back once these were estimated anew, as fine-tuning does. So with images, where this
+    is done before anything is chosen, it most often leaves the network as it was.
 
     Attributes:
         gamma: Share of the neurons to prune, in (0, 1]; the published code tries seven values with triggered data in
-            view. Left out, it is chosen on held-out images. Where there are none it is the share of outliers in the
-            logarithm of the change (ours, a rule of thumb), from 0.01 to 0.3.
+            view. Left out, it is chosen on held-out images; where there are none it has to be given.
         unlearn_lr: Learning rate of the ascent.
         unlearn_steps: How many steps it has.
         unlearn_batch: Noise images in a step.
@@ -96,18 +98,23 @@ class OTBRDefense(Pruning, DataFree):
         """See `DataFree.repair`.
 
         Raises:
-            ValueError: `image_shape` is missing or does not fit, no neuron can be ranked, or POT is not installed.
+            ValueError: `image_shape` or `gamma` is missing, the shape does not fit, no neuron can be ranked, or POT is
+                missing.
         """
         if self.image_shape is None:
             raise ValueError(
                 "image_shape: expected the shape of an image, which noise is drawn in where there are no clean images, "
                 "got None; pass it, such as image_shape=(3, 32, 32)."
             )
+        if self.gamma is None:
+            raise ValueError(
+                "gamma: expected a share of the neurons, which nothing can choose where there are no clean images, got "
+                "None; pass it, or images. The published code tries 0.01 to 0.3; from 0.2 on it ruins some networks."
+            )
         shape = tuple(self.image_shape)
         scores = self._ranked(model, shape, run)
-        gamma = self.gamma or min(max(outlying(scores), self.ladder[0]), self.ladder[-1])
-        found = self._fused(model, scores, gamma, shape, run)
-        return Outcome(scores, self.chosen(scores, gamma), {"gamma": gamma}, found)
+        found = self._fused(model, scores, self.gamma, shape, run)
+        return Outcome(scores, self.chosen(scores, self.gamma), found=found)
 
     def rank(self, model: nn.Module, data: Batches, run: Run) -> NeuronScores:
         """The weight change while unlearning noise; see `Pruning.rank`."""

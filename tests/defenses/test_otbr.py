@@ -3,7 +3,6 @@
 import copy
 import sys
 
-import numpy as np
 import pytest
 import torch
 from convolution_chain import Chain
@@ -15,7 +14,7 @@ from torch.utils.data import TensorDataset
 import bdfast
 from bdfast.data.augmentation import Augmentation
 from bdfast.defenses.otbr import OTBRDefense
-from bdfast.defenses.parts.noise import Noise, outlying
+from bdfast.defenses.parts.noise import Noise
 from bdfast.models import ModelSpec
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
 
@@ -24,20 +23,12 @@ pytest.importorskip("ot")
 SHORT = {"unlearn_steps": 2, "unlearn_batch": 16, "unlearn_lr": 0.01}
 
 
-def test_gamma_without_images_is_the_share_that_stands_out():
-    values = torch.rand(60, generator=torch.Generator().manual_seed(0)) + 0.5
-    values[[3, 40]] = 500.0
-    values[7] = 0.0
-    layers = NeuronIndex(nn.Sequential(nn.Linear(2, 20), nn.Linear(20, 40))).layers
-    count = 0
-    for start, stop in ((0, 20), (20, 60)):
-        logs = np.log([float(x) for x in values[start:stop] if x > 0])
-        median = np.sort(logs)[(len(logs) - 1) // 2]
-        deviation = np.sort(abs(logs - median))[(len(logs) - 1) // 2]
-        count += sum((x - median) / (1.4826 * deviation) > 3.5 for x in logs)
-    assert count >= 2
-    assert outlying(NeuronScores(values, layers)) == count / 60
-    assert outlying(NeuronScores(torch.zeros(60), layers)) == 0
+def test_gamma_without_images_has_to_be_given():
+    model = nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 3))
+    with pytest.raises(ValueError, match="gamma: expected a share of the neurons, which nothing can choose"):
+        bdfast.purify(model, None, method=OTBRDefense(image_shape=(8,), **SHORT))
+    result = bdfast.purify(model, None, method=OTBRDefense(gamma=0.2, image_shape=(8,), **SHORT), amp=False)
+    assert result.neurons_reset == 8  # of 40, as the logits are not pruned
 
 
 def test_the_highest_changes_are_pruned_and_at_least_one():
@@ -163,19 +154,22 @@ def test_what_is_refused(monkeypatch, clean):
     with pytest.raises(ValueError, match="image_shape: expected the shape of an image"):
         bdfast.purify(model, None, method=OTBRDefense())
     with pytest.raises(ValueError, match="image_shape: expected input that the model takes"):
-        bdfast.purify(model, None, method=OTBRDefense(image_shape=(3, 8, 8)))
+        bdfast.purify(model, None, method=OTBRDefense(gamma=0.1, image_shape=(3, 8, 8)))
     for options in ({"gamma": 0.0}, {"gamma": 1.5}, {"unlearn_steps": 0}, {"fusion": 1.1}, {"unlearn_batch": 1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
             OTBRDefense(**options)
     depthwise = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ValueError, match="compat: expected convolutions without groups"):
-        bdfast.purify(depthwise, None, method=OTBRDefense(compat="official", image_shape=(2, 8, 8)))
+        bdfast.purify(depthwise, None, method=OTBRDefense(gamma=0.1, compat="official", image_shape=(2, 8, 8)))
     model.conv2.weight.data.zero_()
     model.shortcut.weight.data.zero_()
     model.linear.weight.data.zero_()
     with pytest.raises(ValueError, match="model: expected neurons that unlearning changes"):
         bdfast.purify(
-            model, None, method=OTBRDefense(image_shape=(2, 8, 8), **{**SHORT, "unlearn_steps": 1}), amp=False
+            model,
+            None,
+            method=OTBRDefense(gamma=0.1, image_shape=(2, 8, 8), **{**SHORT, "unlearn_steps": 1}),
+            amp=False,
         )
     samples = [{"image": torch.rand(2, 8, 8), "label": 0}, {"image": torch.rand(2, 8, 8), "label": 1}] * 4
 
@@ -186,4 +180,4 @@ def test_what_is_refused(monkeypatch, clean):
         bdfast.purify(Chain(), samples, method=OTBRDefense(gamma=0.1), forward=forward, augment=None)
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(ValueError, match="pip install POT"):
-        bdfast.purify(Chain(), None, method=OTBRDefense(image_shape=(2, 8, 8)))
+        bdfast.purify(Chain(), None, method=OTBRDefense(gamma=0.1, image_shape=(2, 8, 8)))

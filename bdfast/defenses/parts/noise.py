@@ -11,14 +11,9 @@ from torch.utils.data import Dataset
 
 from bdfast.data.batches import Batches
 from bdfast.defenses.parts.ascent import lowered, unlearned_as_published
-from bdfast.neurons import NeuronScores
-from bdfast.neurons.scores import MAD_TO_SIGMA
 from bdfast.task import device_of
 from bdfast.training import Run
 from bdfast.training.seeds import derived_seed
-
-OUTLYING = 3.5
-"""Robust standard deviations above the median from which on the change of a neuron stands out."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +65,3 @@ def shape_of(clean: Batches) -> tuple[int, ...]:
             f"{type(batch).__name__} of another kind; take a method that works without noise."
         )
     return tuple(images.shape[1:])
-
-
-def outlying(scores: NeuronScores) -> float:
-    """The share of neurons whose logarithm of the change lies far above the median of their layer."""
-    count = 0
-    for values in scores.by_layer().values():
-        logs = values[values > 0].double().log()
-        if len(logs):
-            excess = logs - logs.median()
-            count += int((excess > OUTLYING * MAD_TO_SIGMA * excess.abs().median()).sum())
-    return count / len(scores)

@@ -53,6 +53,8 @@ def test_at_lower_rates(method, options, lr, trained, clean, diverging):
 def test_the_last_one_raises(trained, diverging):
     rates = diverging[1]
     with pytest.raises(FloatingPointError, match="a gradient became NaN"):
-        bdfast.purify(trained, None, method=OTBRDefense(image_shape=(1, 8, 8), unlearn_steps=1, unlearn_batch=4))
+        bdfast.purify(
+            trained, None, method=OTBRDefense(gamma=0.1, image_shape=(1, 8, 8), unlearn_steps=1, unlearn_batch=4)
+        )
     assert len(rates) == RETRIES + 1
     assert all(x.isfinite().all() for x in trained.state_dict().values())
