@@ -27,7 +27,7 @@ def main() -> None:
     model = ModelSpec(arch="preact_resnet18", num_classes=10).build().eval()
     show = Console().print
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    pairs = [(norms[name], convolution) for name, convolution in CLPDefense()._pairs(model).items()]
+    pairs = [(norms[name], convolution) for name, convolution in CLPDefense().pairs(model).items()]
     batched, looped = [], []
     for _ in range(ROUNDS):
         started = perf_counter()

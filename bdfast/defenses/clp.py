@@ -85,7 +85,7 @@ class CLPDefense(Pruning, DataFree):
     @torch.no_grad()
     def _ranked(self, model: nn.Module) -> NeuronScores:
         named = dict(model.named_modules())
-        pairs = self._pairs(model)
+        pairs = self.pairs(model)
         if pairs:
             scales = NeuronIndex(model, kinds="norm")
             index = NeuronIndex.of(layer for layer in scales.layers if layer.module in pairs)
@@ -102,7 +102,7 @@ class CLPDefense(Pruning, DataFree):
             ]
         return NeuronScores(torch.cat(bounds).float(), index.layers)
 
-    def _pairs(self, model: nn.Module) -> dict[str, Convolution]:
+    def pairs(self, model: nn.Module) -> dict[str, Convolution]:
         """From the name of each BatchNorm to the convolution before it, where there is one of its size."""
         shortcuts = () if self.compat else SHORTCUTS
         pairs: dict[str, Convolution] = {}

@@ -19,11 +19,16 @@ def batches(data: TensorDataset, size: int, epochs: int, stage: str = "fine-tune
         yield from Batches(data, device="cpu", batch_size=size).shuffled(seed)
 
 
-def purified(model: nn.Module, data: TensorDataset, cls: type, size: int, **changes) -> nn.Module:
+def published(model: nn.Module, data: TensorDataset, cls: type, size: int, **changes) -> bdfast.PurifyResult:
     """The published run, on images as they are and batches of `size`."""
     method = next(name for name, known in bdfast.defenses.METHODS.items() if known is cls)
     settings = {**cls.PUBLISHED, "batch_size": size, "augment": None, **changes}
-    return bdfast.purify(model, data, method=method, **settings).model
+    return bdfast.purify(model, data, method=method, **settings)
+
+
+def purified(model: nn.Module, data: TensorDataset, cls: type, size: int, **changes) -> nn.Module:
+    """What the published run makes of the model."""
+    return published(model, data, cls, size, **changes).model
 
 
 def assert_same(model: nn.Module, expected: nn.Module, start: nn.Module, *, counters: bool = True) -> None:

@@ -75,7 +75,7 @@ def test_a_shortcut_is_not_what_comes_before_the_next_block():
     names = {id(module): name for name, module in model.named_modules()}
 
     def pairs(compat):
-        return {norm: names[id(conv)] for norm, conv in CLPDefense(compat=compat)._pairs(model).items()}
+        return {norm: names[id(conv)] for norm, conv in CLPDefense(compat=compat).pairs(model).items()}
 
     (first,) = [norm for norm in pairs(None) if norm.endswith("layer2.1.bn1")]
     assert pairs(None)[first].endswith("layer2.0.conv2")

@@ -1,53 +1,21 @@
 """D3 against a plain float64 transcription of its published loop (ab96c36), and its loss."""
 
 import copy
-import math
-from dataclasses import fields
 
 import pytest
 import torch
-from published_runs import assert_same, batches
+from linear_heads import BATCH, images, network, norm_of
+from published_runs import assert_same, batches, published
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-import bdfast
 from bdfast.data.augmentation import Augmentation
 from bdfast.defenses.d3 import D3Defense, DistanceLoss
 from bdfast.defenses.distillation import TEMPERATURE
 from bdfast.defenses.loss import PreparedBatch
 from bdfast.task import IGNORED
 from bdfast.training import Run
-from bdfast.training.seeds import derived_seed, seeded
-
-BATCH = 8
-
-
-def network() -> nn.Module:
-    with seeded(0, torch.device("cpu")):
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-        ).double()
-
-
-def images(count: int = 40) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=generator)
-    return TensorDataset(pixels, torch.randint(3, (count,), generator=generator))
-
-
-def norm_of(weight: torch.Tensor) -> float:
-    return math.sqrt(sum(value**2 for value in weight.detach().flatten().tolist()))
-
-
-def published(model: nn.Module, data: TensorDataset, **changes) -> bdfast.PurifyResult:
-    """The published run, on images as they are and batches of `BATCH`."""
-    settings = {**D3Defense.PUBLISHED, "batch_size": BATCH, "augment": None, **changes}
-    names = {field.name for field in fields(D3Defense)}
-    defense = D3Defense(**{name: value for name, value in settings.items() if name in names})
-    return bdfast.purify(
-        model, data, method=defense, **{name: value for name, value in settings.items() if name not in names}
-    )
+from bdfast.training.seeds import derived_seed
 
 
 def distance_loss(given: nn.Module, **options) -> DistanceLoss:
@@ -87,7 +55,7 @@ def test_d3(weight, eps):
     assert steps == 5 * epochs
     assert (0 < counted < 40 * epochs) if eps > 0.1 else counted == 40 * epochs
     ours = lr / (weight + 1) if weight > 1 else lr
-    result = published(model, data, clean_weight=weight, eps=eps, epochs=epochs, lr=ours)
+    result = published(model, data, D3Defense, BATCH, clean_weight=weight, eps=eps, epochs=epochs, lr=ours)
     assert_same(result.model, expected, model)
     assert norm_of(result.model[4].weight) == pytest.approx(original_norm, rel=1e-12)
 
@@ -153,5 +121,5 @@ def test_options_of_d3_are_checked_and_the_published_ones_are_arguments_of_purif
     with pytest.raises(ValueError, match="eps: expected at least 0, got -1"):
         D3Defense(eps=-1)
     assert D3Defense.PUBLISHED["augment"] == Augmentation(shift=4, flip=True)
-    result = published(network(), images(8), batch_size=256, augment=D3Defense.PUBLISHED["augment"])
+    result = published(network(), images(8), D3Defense, 256, augment=D3Defense.PUBLISHED["augment"])
     assert [getattr(row, "stage", "setup") for row in result.history] == ["setup"] + 100 * ["fine-tune"]

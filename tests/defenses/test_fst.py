@@ -2,41 +2,20 @@
 
 import copy
 import math
-from dataclasses import fields
 
 import pytest
 import torch
-from published_runs import assert_same, batches
+from linear_heads import BATCH, images, network, norm_of
+from published_runs import assert_same, batches, published
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
-import bdfast
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.defenses.fst import FSTDefense
 from bdfast.defenses.loss import PreparedBatch
 from bdfast.training import Run
-from bdfast.training.seeds import derived_seed, seeded
-
-BATCH = 8
-
-
-def network(classes: int = 3) -> nn.Module:
-    with seeded(0, torch.device("cpu")):
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes)
-        ).double()
-
-
-def images(count: int = 40, classes: int = 3) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=generator)
-    return TensorDataset(pixels, torch.randint(classes, (count,), generator=generator))
-
-
-def norm_of(weight: torch.Tensor) -> float:
-    return math.sqrt(sum(value**2 for value in weight.detach().double().flatten().tolist()))
+from bdfast.training.seeds import derived_seed
 
 
 def drawn(shape: torch.Size, draws: torch.Generator) -> torch.Tensor:
@@ -70,19 +49,9 @@ def test_fst(alpha, decay):
         steps += 1
     assert steps == 5 * epochs
     changes = {"alpha": alpha, "weight_decay": decay, "epochs": epochs, "lr": lr}
-    result = published(model, data, FSTDefense, **changes)
+    result = published(model, data, FSTDefense, BATCH, **changes)
     assert_same(result.model, expected, model)
     assert norm_of(result.model[4].weight) == pytest.approx(original_norm, rel=1e-12)
-
-
-def published(model: nn.Module, data: TensorDataset, cls: type, **changes) -> bdfast.PurifyResult:
-    """The published run, on images as they are and batches of `BATCH`."""
-    settings = {**cls.PUBLISHED, "batch_size": BATCH, "augment": None, **changes}
-    names = {field.name for field in fields(cls)}
-    defense = cls(**{name: value for name, value in settings.items() if name in names})
-    return bdfast.purify(
-        model, data, method=defense, **{name: value for name, value in settings.items() if name not in names}
-    )
 
 
 def test_the_loss_is_cross_entropy_and_the_inner_product():
@@ -129,5 +98,5 @@ def test_options_of_fst_are_checked_and_the_published_ones_are_arguments_of_puri
     with pytest.raises(ValueError, match="alpha: expected at least 0, got -1"):
         FSTDefense(alpha=-1)
     assert FSTDefense.PUBLISHED["augment"] == Augmentation(shift=4, flip=True)
-    result = published(network(), images(8), FSTDefense, batch_size=128, augment=FSTDefense.PUBLISHED["augment"])
+    result = published(network(), images(8), FSTDefense, 128, augment=FSTDefense.PUBLISHED["augment"])
     assert [getattr(row, "stage", "setup") for row in result.history] == ["setup"] + 10 * ["fine-tune"]

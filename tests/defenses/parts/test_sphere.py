@@ -1,10 +1,10 @@
 """The projection that FST and D3 share, and what holds for both."""
 
 import copy
-import math
 
 import pytest
 import torch
+from linear_heads import BATCH, images, network, norm_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,25 +17,7 @@ from bdfast.models.vit import SmallViT
 from bdfast.training import Probe, Run
 from bdfast.training.seeds import seeded
 
-BATCH = 8
 BOTH = pytest.mark.parametrize("cls", [FSTDefense, D3Defense])
-
-
-def network(classes: int = 3) -> nn.Module:
-    with seeded(0, torch.device("cpu")):
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes)
-        ).double()
-
-
-def images(count: int = 40, classes: int = 3) -> TensorDataset:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(count, 1, 4, 4, dtype=torch.float64, generator=generator)
-    return TensorDataset(pixels, torch.randint(classes, (count,), generator=generator))
-
-
-def norm_of(weight: torch.Tensor) -> float:
-    return math.sqrt(sum(value**2 for value in weight.detach().double().flatten().tolist()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
