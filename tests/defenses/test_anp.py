@@ -223,7 +223,13 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_all_kinds(name):
     model, data = NETWORKS[name].float(), TensorDataset(images().tensors[0].float(), images().tensors[1])
-    result = bdfast.purify(model, data, method=ANPDefense(threshold=0.9999, updates=4, lr=1.0), amp=False, augment=None)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    result = bdfast.purify(
+        model, data, method=ANPDefense(threshold=0.9999, updates=20, lr=1.0), amp=False, augment=None
+    )
     assert len(result.scores) == len(channels_of(model, Batches(data, device="cpu"), run()))
     assert float(result.scores.values.max()) > 0
     rows = torch.cat([rows.abs().flatten(1).sum(1) for rows in result.scores.index.rows(result.model)])
