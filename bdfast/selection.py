@@ -37,6 +37,10 @@ WORTH = 0.02
 BELOW = 3.0
 """How much more accuracy below the floor weighs: a network that is ruined has no residual either."""
 
+SURE, AT_LEAST = 2.0, 3.0
+"""How many standard errors a loss of accuracy is uncertain by, and of how many images at least: where none of n images
+shows a loss, one of up to 3 / n is possible still (95 %)."""
+
 RETRIES, LOWER = 3, 0.3
 """How often the first step is tried again at a lower rate when it diverges, and the factor between these rates."""
 
@@ -110,8 +114,24 @@ class Judge:
 
         Both models see the same images, so that only those count that one of them gets right and the other does not.
         """
-        changed = int((reached.right != self.before.right).sum())
-        return self.before.accuracy - max_accuracy_drop - changed**0.5 / len(self.before.right)
+        return self.before.accuracy - max_accuracy_drop - _error(self.before, reached)
+
+    def warnings(self, reached: Reached, max_accuracy_drop: float) -> list[str]:
+        """What speaks against a model that is kept: the accuracy that it lost, or that so few images cannot tell."""
+        least, images = self.before.accuracy - max_accuracy_drop, len(self.before.right)
+        if reached.accuracy < least:
+            return [
+                f"max_accuracy_drop: expected a held-out accuracy of {least:.1%} or more after purification, got "
+                f"{reached.accuracy:.1%}: no weaker step was as good; pass more clean images, or try another method."
+            ]
+        doubt = max(SURE * _error(self.before, reached), AT_LEAST / images)
+        if doubt > max_accuracy_drop:
+            return [
+                f"clean: expected enough images to tell a loss of {100 * max_accuracy_drop:.3g} points of accuracy, got "
+                f"{images} held-out ones, on which a loss of {100 * doubt:.2g} points more than they show is possible; "
+                "pass more, or measure the purified model on images of your own."
+            ]
+        return []
 
     def _right(self, model: nn.Module) -> torch.Tensor:
         right = []
@@ -154,7 +174,7 @@ def climb(
         go_on: Trains or prunes the model further, in place, at that strength.
         model: The model, as the method has prepared it.
         judge: Measures it.
-        run: Gets a `Probe` for each step.
+        run: Gets a `Probe` for each step, and what speaks against the one that is taken.
         max_accuracy_drop: The budget of held-out accuracy, as a fraction.
         option: The option that is the strength.
 
@@ -184,6 +204,7 @@ def climb(
     run.history.extend(replace(probe, chosen=probe.value == best.strength) for probe in probes)
     if weights is not None:
         model.load_state_dict(weights)
+        run.warnings += judge.warnings(best.reached, max_accuracy_drop)
     return best
 
 
@@ -205,6 +226,11 @@ def _reached_at(rate: float, train: Callable[[float], None], model: nn.Module, *
             rate *= LOWER
         else:
             return rate
+
+
+def _error(before: Reached, after: Reached) -> float:
+    """One standard error of the difference in accuracy."""
+    return int((after.right != before.right).sum()) ** 0.5 / len(before.right)
 
 
 def _cost(reached: Reached, floor: float, judge: Judge) -> float:

@@ -91,6 +91,9 @@ class Replay:
     def floor(self, reached: SimpleNamespace, max_accuracy_drop: float) -> float:
         return float(reached.floor - max_accuracy_drop)  # recorded with a budget of zero
 
+    def warnings(self, reached: SimpleNamespace, max_accuracy_drop: float) -> list[str]:
+        return []
+
 
 def by_the_rule(method: str, rows: list[Row]) -> Row:
     """The row of the stage that `bdfast.selection.climb` takes; the first row is the given network."""

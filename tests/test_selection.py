@@ -33,6 +33,9 @@ class Judged:
     def floor(self, reached, drop):
         return self.before.accuracy - drop
 
+    def warnings(self, reached, drop):
+        return [f"{reached.accuracy:.2f}"]
+
     def train(self, rate):
         self.tried.append(rate)
         nn.init.constant_(self.model.weight, rate)
@@ -142,6 +145,37 @@ def test_the_floor_allows_for_what_chance_changes(trained_pair):
     assert judge.floor(same, 0.03) == pytest.approx(judge.before.accuracy - 0.03)
     changed = int((other.right != judge.before.right).sum())
     assert judge.floor(other, 0.03) == pytest.approx(judge.before.accuracy - 0.03 - changed**0.5 / IMAGES)
+
+
+def test_a_step_that_is_taken_is_spoken_against():
+    judged = Judged({0.01: (0.5, 0.89), 0.03: (0.02, 0.88)})
+    judged.climb([0.01, 0.03])
+    assert judged.run.warnings == ["0.88"]
+    judged = Judged({0.01: (0.0, 0.5)}, targets=())
+    judged.climb([0.01])
+    assert judged.run.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "changed", "said"),
+    [
+        (1000, 20, 0, ""),
+        (1000, 40, 0, "max_accuracy_drop: expected a held-out accuracy of 87.0% or more after purification, got 86.0%"),
+        (99, 0, 0, "a loss of 3 points of accuracy, got 99 held-out ones, on which a loss of 3 points more"),
+        (101, 0, 0, ""),  # at most 3 / 101
+        (150, 3, 2, ""),  # twice the root of five in 150
+        (150, 3, 4, "got 150 held-out ones, on which a loss of 3.5 points more"),
+    ],
+)
+def test_a_loss_above_the_budget_is_said_and_one_that_so_few_images_cannot_tell(images, lost, changed, said):
+    before = torch.arange(images) < round(0.9 * images)
+    after = before.clone()
+    after[:lost] = False
+    after[lost : lost + changed // 2] = False
+    after[images - changed // 2 :] = True
+    found = Judge.warnings(SimpleNamespace(before=Reached(1.0, before)), Reached(0.0, after), 0.03)
+    assert len(found) == bool(said)
+    assert not said or said in found[0]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from bdfast.defenses.result import PurificationError, PurifyResult
 from bdfast.errors import nearest
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
 from bdfast.task import Forward, default_forward, device_of, normalized
-from bdfast.training import History, Probe, Run, Setup, memory_format
+from bdfast.training import Run, Setup, memory_format
 from bdfast.training.clean_set import CleanSet, first_digest, inspect
 from bdfast.training.copies import copy_of
 from bdfast.training.descriptions import described, number, plain
@@ -168,8 +168,7 @@ def _purify(
     damage: list[str] = []
     if batches is not None and facts is not None:
         damage = _damage(facts, facts.accuracy - run.accuracy(target, batches))
-    costly = _over_budget(run.history)
-    for warning in [*damage, *costly]:
+    for warning in [*damage, *run.warnings]:
         warnings.warn(warning, stacklevel=3)
     scores, neurons = _scores(outcome, index, target, before or model)
     return PurifyResult(
@@ -182,7 +181,7 @@ def _purify(
         found=plain(outcome.found),
         seconds=perf_counter() - started,
         updates=run.updates,
-        warnings=[*(facts.warnings() if facts else ()), *damage, *costly],
+        warnings=[*(facts.warnings() if facts else ()), *damage, *run.warnings],
         damaged=bool(damage),
         verdict=outcome.verdict,
         scored_by=defense.scored_by,
@@ -250,17 +249,6 @@ def _damage(facts: CleanSet, lost: float) -> list[str]:
         f"model: expected to keep its accuracy on {facts.name} ({facts.accuracy:.1%}), got {facts.accuracy - lost:.1%} "
         "after purification: the network is damaged, and the model that was handed in may be of more use. Lower the "
         "learning rate (lr) or the strength, or take another method."
-    ]
-
-
-def _over_budget(history: History) -> list[str]:
-    """What to say where even the stage that was taken costs more than `max_accuracy_drop`."""
-    return [
-        f"max_accuracy_drop: expected a held-out accuracy of {row.floor:.1%} or more after purification, got "
-        f"{row.accuracy:.1%}: no stage that removes what is suspected costs less; pass more clean images, or try "
-        "another method."
-        for row in history
-        if isinstance(row, Probe) and row.chosen and not row.kept
     ]
 
 

@@ -42,6 +42,7 @@ class Run:
         checkpoints: Where to store checkpoints; None for nowhere.
         history: One row per finished epoch or probe, in order.
         updates: Steps of optimizers in all stages so far, those of probes and of trigger inversion included.
+        warnings: What speaks against trusting the result, for the caller to warn of.
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class Run:
     checkpoints: Checkpoints | None = None
     history: list[Row] = field(default_factory=list)
     updates: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     def epochs(
         self,
