@@ -10,7 +10,6 @@ the accuracy there is below a budget. The weakest step that does it is taken (do
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,8 +40,8 @@ SURE, AT_LEAST = 2.0, 3.0
 """How many standard errors a loss of accuracy is uncertain by, and of how many images at least: where none of n images
 shows a loss, one of up to 3 / n is possible still (95 %)."""
 
-RETRIES, LOWER = 3, 0.3
-"""How often the first step is tried again at a lower rate when it diverges, and the factor between these rates."""
+RETRIES, LOWER = 3, 0.25
+"""How often the ladder is tried again at lower rates, and the factor between these rates."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,9 @@ class Judge:
         doubt = max(SURE * _error(self.before, reached), AT_LEAST / images)
         if doubt > max_accuracy_drop:
             return [
-                f"clean: expected enough images to tell a loss of {100 * max_accuracy_drop:.3g} points of accuracy, got "
-                f"{images} held-out ones, on which a loss of {100 * doubt:.2g} points more than they show is possible; "
-                "pass more, or measure the purified model on images of your own."
+                f"clean: expected enough images to tell a loss of {100 * max_accuracy_drop:.3g} points of accuracy, "
+                f"got {images} held-out ones, on which {100 * doubt:.2g} points more than they show may be lost; pass "
+                "more, or measure the purified model on images of your own."
             ]
         return []
 
@@ -166,8 +165,11 @@ def climb(
     With suspected target labels: the first step whose residual is at most `ENOUGH`. Where the accuracy falls below the
     floor before that, the step with the least sum of residual and accuracy lost, with what is below the floor counted
     `BELOW` times more, and a weaker one unless a stronger one is better by `WORTH`. Without: the last step whose
-    accuracy is above the floor. `Choice(None, ...)` if there is none; and where no label is clearly suspected, if that
-    sum of the given model is no worse.
+    accuracy is above the floor. `Choice(None, ...)` if there is none, or if that sum of the given model is no worse:
+    a network that is ruined is no better than one with a backdoor.
+
+    Where no step leaves the accuracy above the floor, or the first one diverges, the whole ladder is tried again at
+    lower learning rates.
 
     Args:
         ladder: Learning rates or other strengths, weak to strong.
@@ -181,51 +183,45 @@ def climb(
     Raises:
         FloatingPointError: Training diverged on the first step, and at `RETRIES` lower rates too.
     """
-    best, weights = Choice(None, judge.before), None
-    least = math.inf if judge.clear else _cost(judge.before, judge.before.accuracy, judge)
+    best, weights, least = Choice(None, judge.before), None, _cost(judge.before, judge.before.accuracy, judge)
+    prepared = copy.deepcopy(model.state_dict())
     probes: list[Probe] = []
-    for index, strength in enumerate(ladder):
-        try:
-            strength = _reached_at(strength, go_on, model, retries=0 if index else RETRIES)
-        except FloatingPointError:
-            if index == 0:
-                raise
-            break
-        reached = judge(model)
-        floor = judge.floor(reached, max_accuracy_drop)
-        probes.append(Probe(option, strength, reached.accuracy, floor, chosen=False, residual=reached.residual))
-        within = reached.accuracy >= floor
-        cost = _cost(reached, floor, judge)
-        taken = cost < least - WORTH if judge.targets else within
-        if taken:
-            best, least, weights = Choice(strength, reached), cost, copy.deepcopy(model.state_dict())
-        if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
+    diverged: list[float] = []
+    for lowered in range(RETRIES + 1 if option == "lr" else 1):
+        model.load_state_dict(prepared)
+        borne = False
+        for index, strength in enumerate(strength * LOWER**lowered for strength in ladder):
+            try:
+                go_on(strength)
+            except FloatingPointError as error:
+                if index > 0:
+                    break
+                diverged.append(strength)
+                if lowered == RETRIES and len(diverged) > RETRIES:
+                    model.load_state_dict(prepared)
+                    tried = ", ".join(f"{rate:g}" for rate in diverged)
+                    raise FloatingPointError(
+                        f"lr: expected a learning rate at which training stays finite, got none among {tried}; pass a "
+                        f"lower one, or amp=False. The last: {error}"
+                    ) from error
+                break
+            reached = judge(model)
+            floor = judge.floor(reached, max_accuracy_drop)
+            probes.append(Probe(option, strength, reached.accuracy, floor, chosen=False, residual=reached.residual))
+            within = reached.accuracy >= floor
+            borne |= within
+            cost = _cost(reached, floor, judge)
+            if cost < least - WORTH if judge.targets else within:
+                best, least, weights = Choice(strength, reached), cost, copy.deepcopy(model.state_dict())
+            if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
+                break
+        if borne:
             break
     run.history.extend(replace(probe, chosen=probe.value == best.strength) for probe in probes)
     if weights is not None:
         model.load_state_dict(weights)
         run.warnings += judge.warnings(best.reached, max_accuracy_drop)
     return best
-
-
-def _reached_at(rate: float, train: Callable[[float], None], model: nn.Module, *, retries: int) -> float:
-    """Train at the rate, or at lower ones where that diverges; returns it. An error leaves the model as it was."""
-    before = copy.deepcopy(model.state_dict())
-    tried = []
-    while True:
-        try:
-            train(rate)
-        except FloatingPointError as error:
-            model.load_state_dict(before)
-            tried.append(f"{rate:g}")
-            if len(tried) > retries:
-                raise FloatingPointError(
-                    f"lr: expected a learning rate at which training stays finite, got none among {', '.join(tried)}; "
-                    f"pass a lower one, or amp=False. The last: {error}"
-                ) from error
-            rate *= LOWER
-        else:
-            return rate
 
 
 def _error(before: Reached, after: Reached) -> float:

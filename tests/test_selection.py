@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from bdfast.defenses import METHODS
 from bdfast.selection import LOWER, RETRIES, Judge, Reached, climb
 from bdfast.training import Run
 
 IMAGES = 200
 GIVEN, PREPARED = -1.0, -2.0
+
+
+RUINED = (0.0, 0.1)
+"""What rates do that no test speaks of."""
 
 
 class Judged:
@@ -28,7 +33,7 @@ class Judged:
         return Reached(residual, torch.arange(IMAGES) < round(accuracy * IMAGES))
 
     def __call__(self, model):
-        return self.reached(*self.outcomes[round(model.weight.item(), 6)])
+        return self.reached(*self.outcomes.get(round(model.weight.item(), 6), RUINED))
 
     def floor(self, reached, drop):
         return self.before.accuracy - drop
@@ -99,7 +104,6 @@ def test_without_a_suspect_a_model_that_cannot_bear_it_is_left_as_it_was():
 
 def test_where_no_suspect_is_clear_nothing_is_taken_that_costs_more_than_it_removes():
     outcomes = {0.01: (0.2, 0.5), 0.03: (0.1, 0.4)}
-    assert Judged(outcomes).climb([0.01, 0.03]).strength is not None
     judged = Judged(outcomes, clear=False)
     assert judged.climb([0.01, 0.03]).strength is None
     assert not any(row.chosen for row in judged.run.history)
@@ -126,6 +130,49 @@ def test_a_first_step_that_diverges_is_tried_again_lower():
     assert judged.left_at == lower
 
 
+def test_rates_that_the_network_does_not_bear_are_lowered():
+    for targets in ((), (3,)):
+        judged = Judged({0.01: (0.0, 0.5), 0.0025: (0.02, 0.89)}, targets=targets)
+        assert judged.climb([0.01, 0.03] if targets else [0.01]).strength == 0.0025
+        assert judged.tried == ([0.01, 0.03, 0.0025] if targets else [0.01, 0.0025])
+        assert judged.left_at == 0.0025
+
+
+def test_a_lower_rate_starts_from_what_the_method_has_prepared():
+    judged, starts = Judged({}), []
+    train = judged.train
+
+    def noting(rate):
+        starts.append(judged.left_at)
+        train(rate)
+
+    judged.train = noting
+    judged.climb([0.01, 0.03])
+    assert starts[::2] == [PREPARED] * (RETRIES + 1)
+    assert starts[1::2] == pytest.approx(judged.tried[::2], abs=1e-6)
+
+
+def test_where_no_rate_is_borne_the_step_that_costs_least_is_taken_and_else_none():
+    assert Judged({0.01: (0.1, 0.82)}).climb([0.01]).strength == 0.01
+    judged = Judged({})
+    choice = judged.climb([0.01, 0.03])
+    assert (choice.strength, choice.reached.residual) == (None, 1.0)
+    assert not any(row.chosen for row in judged.run.history)
+
+
+def test_other_strengths_than_rates_are_not_lowered():
+    judged = Judged({})
+    climb([0.01], judged.train, judged.model, judged, judged.run, max_accuracy_drop=0.03, option="share")
+    assert judged.tried == [0.01]
+
+
+@pytest.mark.parametrize("method", [cls for cls in METHODS.values() if hasattr(cls, "rates")])
+def test_no_rate_comes_twice(method):
+    """Checkpoints of a stage go by its rate."""
+    rates = [f"{rate * LOWER**lowered:g}" for rate in method.rates for lowered in range(RETRIES + 1)]
+    assert len(set(rates)) == len(rates)
+
+
 def test_a_step_that_diverges_later_is_undone():
     judged = Judged({0.1: (0.3, 0.9)}, diverges=(0.3,))
     assert judged.climb([0.1, 0.3, 0.5]).strength == 0.1
@@ -135,7 +182,7 @@ def test_a_step_that_diverges_later_is_undone():
 
 def test_training_that_always_diverges_is_an_error_that_says_what_was_tried():
     judged = Judged({}, diverges=[0.1 * LOWER**power for power in range(RETRIES + 1)])
-    with pytest.raises(FloatingPointError, match=r"lr: expected a learning rate .* got none among 0.1, 0.03, .* NaN"):
+    with pytest.raises(FloatingPointError, match=r"lr: expected a learning rate .* got none among 0.1, 0.025, .* NaN"):
         judged.climb([0.1])
     assert judged.left_at == PREPARED
 
@@ -161,10 +208,10 @@ def test_a_step_that_is_taken_is_spoken_against():
     [
         (1000, 20, 0, ""),
         (1000, 40, 0, "max_accuracy_drop: expected a held-out accuracy of 87.0% or more after purification, got 86.0%"),
-        (99, 0, 0, "a loss of 3 points of accuracy, got 99 held-out ones, on which a loss of 3 points more"),
+        (99, 0, 0, "a loss of 3 points of accuracy, got 99 held-out ones, on which 3 points more"),
         (101, 0, 0, ""),  # at most 3 / 101
         (150, 3, 2, ""),  # twice the root of five in 150
-        (150, 3, 4, "got 150 held-out ones, on which a loss of 3.5 points more"),
+        (150, 3, 4, "got 150 held-out ones, on which 3.5 points more"),
     ],
 )
 def test_a_loss_above_the_budget_is_said_and_one_that_so_few_images_cannot_tell(images, lost, changed, said):

@@ -46,8 +46,9 @@ def test_the_same_arguments_give_the_same_bits(trained, clean):
 
 
 def test_a_stage_that_costs_too_much_is_undone(trained, clean, monkeypatch):
-    """The first is kept whatever it costs: there is nothing before it but the backdoor."""
-    options = {**QUICK, "target": 1, "max_accuracy_drop": 1e-6}
+    options = {**QUICK, "target": 1}
+    monkeypatch.setattr(selection, "ENOUGH", -1.0)  # no stage is enough
+    monkeypatch.setattr(selection, "WORTH", -1.0)  # and the first is worth it
     monkeypatch.setattr(UAUDefense, "rates", (0.003,))
     one = bdfast.purify(trained, clean, method="uau", **options)
     monkeypatch.setattr(UAUDefense, "rates", (0.003, 30.0))  # the second ruins the network
@@ -124,6 +125,10 @@ def test_where_no_class_is_clearly_easier_one_stage_is_all(trained, clean, monke
 def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
     monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
     monkeypatch.setattr(UAUDefense, "rates", (3.0,))
+    lowered = bdfast.purify(trained, clean, method="uau", **QUICK)
+    assert lowered.options["lr"] < 3.0
+    assert lowered.verdict.accuracy_after >= lowered.verdict.accuracy_before - 0.1
+    monkeypatch.setattr(selection, "RETRIES", 0)
     result = bdfast.purify(trained, clean, method="uau", **QUICK)
     assert result.verdict.accuracy_after == result.verdict.accuracy_before
     assert all(map(torch.equal, result.model.state_dict().values(), trained.state_dict().values()))
