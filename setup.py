@@ -182,7 +182,7 @@ setup(
     # Found, as a list here would be out of date with the next package. `kernels/` is installed under one name only.
     packages=[*find_packages(str(ROOT), include=["bdfast", "bdfast.*"]), "bdfast.kernels"],
     package_dir={"bdfast.kernels": "kernels"},
-    package_data={"": ["py.typed", "*.pyi", "*.j2"]},
+    package_data={"": ["py.typed", "*.pyi", "*.j2"], "bdfast.detectors": ["calibrations/*.json"]},
     include_package_data=False,
     ext_modules=[extension()],
     cmdclass={"build": CleanBuild, "build_ext": BuildNative},

@@ -1,5 +1,7 @@
 from . import attacks as attacks
+from . import audits as audits
 from . import defenses as defenses
+from . import detectors as detectors
 from . import neurons as neurons
 from . import ops as ops
 from . import optim as optim
@@ -18,6 +20,8 @@ from .attacks import Triggered as Triggered
 from .attacks import TrojanNN as TrojanNN
 from .attacks import WaNet as WaNet
 from .attacks import poisoned as poisoned
+from .audits import Audit as Audit
+from .audits.auditing import audit as audit
 from .data.augmentation import Augmentation as Augmentation
 from .data.data_source import DataSource as DataSource
 from .data.sources import register_data as register_data
@@ -44,6 +48,8 @@ from .defenses import UAUDefense as UAUDefense
 from .defenses import ULRLDefense as ULRLDefense
 from .defenses import Verdict as Verdict
 from .defenses.purification import purify as purify
+from .detectors import Detection as Detection
+from .detectors.detection import detect as detect
 from .evaluation import Evaluator as Evaluator
 from .evaluation import Metrics as Metrics
 from .evaluation import evaluate as evaluate
@@ -70,3 +76,5 @@ from .optim import GradientNorm as GradientNorm
 from .optim import perturbed as perturbed
 from .scenario import Scenario as Scenario
 from .scenario import backdoored as backdoored
+from .suppression import SuppressResult as SuppressResult
+from .suppression.suppressing import suppress as suppress

@@ -34,14 +34,15 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a file that appears whole or not at all; NaN and infinity, which JSON has not, become null."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same for JSON, which has neither NaN nor infinity: they become None."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from bdfast import attacks, defenses
+from bdfast import attacks, audits, defenses, detectors, suppression
 from bdfast.attacks import Attack
+from bdfast.audits import AuditMethod
 from bdfast.defenses import Defense
+from bdfast.detectors import Detector
 from bdfast.errors import nearest
+from bdfast.suppression import Suppression
 
 
 class _Verb(NamedTuple):
@@ -20,7 +23,13 @@ class _Verb(NamedTuple):
 
 
 # The dictionaries of the packages themselves, so that a registered method is known wherever these are read.
-_VERBS = {"poison": _Verb(attacks.METHODS, Attack), "purify": _Verb(defenses.METHODS, Defense)}
+_VERBS = {
+    "poison": _Verb(attacks.METHODS, Attack),
+    "detect": _Verb(detectors.METHODS, Detector),
+    "purify": _Verb(defenses.METHODS, Defense),
+    "suppress": _Verb(suppression.METHODS, Suppression),
+    "audit": _Verb(audits.METHODS, AuditMethod),
+}
 
 Class = TypeVar("Class", bound=type)
 
@@ -31,7 +40,7 @@ class Method:
 
     Attributes:
         name: What to pass as `method=`.
-        verb: "poison" or "purify".
+        verb: "poison", "detect", "purify", "suppress" or "audit".
         summary: First sentence of its documentation.
         paper: Where it was published; empty where the class does not say.
         options: Every option with its default.
@@ -45,7 +54,7 @@ class Method:
 
 
 def list_methods(verb: str | None = None) -> list[Method]:
-    """All methods, or those of one verb ("poison", "purify"), registered ones included.
+    """All methods, or those of one verb ("poison", "detect", "purify", "suppress", "audit"), registered ones included.
 
     Raises:
         ValueError: There is no such verb.
@@ -77,7 +86,9 @@ def register(verb: str, name: str) -> Callable[[Class], Class]:
     The command line learns of it with `bdfast --import my_file.py purify mine ...`.
 
     Args:
-        verb: "purify" for a `bdfast.defenses.Defense`, "poison" for a `bdfast.attacks.Attack`.
+        verb: "purify" for a `bdfast.defenses.Defense`, "detect" for a `bdfast.detectors.Detector`, "suppress" for a
+            `bdfast.suppression.Suppression`, "audit" for a `bdfast.audits.AuditMethod`, "poison" for a
+            `bdfast.attacks.Attack`.
         name: Lower-case letters, digits, "_" and "-".
 
     Raises:

@@ -97,7 +97,7 @@ def idle():
 @pytest.mark.parametrize(
     ("verb", "name", "make", "error", "message"),
     [
-        ("purge", "mine", halving, ValueError, "verb: expected one of poison, purify, got 'purge'"),
+        ("purge", "mine", halving, ValueError, "verb: expected one of poison, detect, purify, suppress, audit, got"),
         ("purify", "My method", halving, ValueError, "name: expected lower-case letters"),
         ("purify", "mine", lambda: print, TypeError, "mine: expected a subclass of bdfast.defenses.base.Defense"),
         ("poison", "mine", halving, TypeError, "mine: expected a subclass of bdfast.attacks.base.Attack"),

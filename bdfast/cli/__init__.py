@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "demo": "train a backdoored network on Fashion-MNIST, clean it, write a report",
+    "detect": "say whether a network looks backdoored: `bdfast detect METHOD ...`",
     "purify": "remove a backdoor from a trained network: `bdfast purify METHOD ...`",
+    "suppress": "train a network on data that may be poisoned: `bdfast suppress METHOD ...`",
+    "audit": "say whether the safety of a purified network is only superficial",
     "evaluate": "measure ACC, and ASR and RA under an attack",
     "matrix": "measure a grid of networks, attacks and defenses: `bdfast matrix run GRID ...`",
     "doctor": "show versions, which kernels can run here, and how to get those that cannot",

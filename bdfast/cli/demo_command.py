@@ -14,12 +14,12 @@ from torch import nn
 from bdfast import defenses, report
 from bdfast.attacks import PreparedAttack, Triggered
 from bdfast.attacks.trigger_files import save_trigger, trigger_path
+from bdfast.audits.landscape import Landscape, survey
 from bdfast.cli.terminal import Output, metrics_table
 from bdfast.data.images import ImageTensors
 from bdfast.defenses.purification import purify
 from bdfast.errors import nearest
 from bdfast.evaluation import Evaluator
-from bdfast.evaluation.landscape import Landscape, survey
 from bdfast.files import writable_folder, write_json
 from bdfast.io import save_weights
 from bdfast.methods import option_fields

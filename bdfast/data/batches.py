@@ -111,7 +111,7 @@ class Batches:
                 "pass more samples."
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self._part(order[:count].sort().values), self._part(order[count:].sort().values)
+        return self.part(order[:count].sort().values), self.part(order[count:].sort().values)
 
     def in_batches_of(self, size: int) -> Batches:
         """The same data in other batches."""
@@ -125,7 +125,8 @@ class Batches:
         same._shuffles = False
         return same
 
-    def _part(self, places: torch.Tensor) -> Batches:
+    def part(self, places: torch.Tensor) -> Batches:
+        """The samples at these places [M], in that order."""
         part = object.__new__(Batches)
         part.__dict__.update(self.__dict__)
         part._numbers = self._numbers[places]

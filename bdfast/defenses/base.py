@@ -11,6 +11,7 @@ from torch import nn
 
 from bdfast.data.batches import Batches
 from bdfast.defenses.verdict import Verdict
+from bdfast.method_options import Checked
 from bdfast.neurons import NeuronScores
 from bdfast.training import Run
 
@@ -35,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Defense(ABC):
+class Defense(Checked, ABC):
     """A purification method; the fields of a subclass are its options.
 
     Attributes:
@@ -48,10 +49,10 @@ class Defense(ABC):
     neurons_are: ClassVar[str] = "reset"
     """What happens to the neurons that it picks."""
 
-    def __post_init__(self) -> None:  # noqa: B027, most options need no check
+    def __post_init__(self) -> None:
         """Checks the options; a subclass ends with `super().__post_init__()`."""
 
-    def check(self, model: nn.Module, clean: Batches, run: Run) -> None:  # noqa: B027, most networks will do
+    def check(self, model: nn.Module, clean: Batches, run: Run) -> None:
         """Refuse what the method cannot work with; called before `run`, so that no work is lost.
 
         Raises:
@@ -67,35 +68,6 @@ class Defense(ABC):
             clean: The clean set; there is no way for triggered or test data to come in.
             run: Seed, precision, progress, history and checkpoints.
         """
-
-    def check_share(self, name: str, *, most: float = 1.0) -> None:
-        """Refuse an option outside [0, most].
-
-        Raises:
-            ValueError: Names the option.
-        """
-        value = getattr(self, name)
-        if not 0 <= value <= most:
-            raise ValueError(f"{name}: expected a share in [0, {most:g}], got {value}; see its default.")
-
-    def check_at_least(self, name: str, least: int) -> None:
-        """Refuse an option below `least`; None passes.
-
-        Raises:
-            ValueError: Names the option.
-        """
-        value = getattr(self, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}; see its default.")
-
-    def check_positive(self, name: str) -> None:
-        """Refuse an option that is not above zero.
-
-        Raises:
-            ValueError: Names the option.
-        """
-        if not getattr(self, name) > 0:
-            raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}; see its default.")
 
 
 @dataclass(frozen=True)

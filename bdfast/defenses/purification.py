@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,11 +21,11 @@ from bdfast.data.batches import Batches
 from bdfast.defenses.base import DataFree, Defense, Outcome
 from bdfast.defenses.preflight import check_model, try_training
 from bdfast.defenses.result import PurificationError, PurifyResult
-from bdfast.errors import nearest
+from bdfast.method_options import method_of, name_of
 from bdfast.neurons import NeuronIndex, NeuronScores, neuron_weight_change
 from bdfast.task import Forward, default_forward, device_of, normalized
 from bdfast.training import Run, Setup, memory_format
-from bdfast.training.clean_set import CleanSet, first_digest, inspect
+from bdfast.training.clean_set import CleanSet, check_repeatable, inspect
 from bdfast.training.copies import copy_of
 from bdfast.training.descriptions import described, number, plain
 from bdfast.training.loop import Augment
@@ -100,7 +100,7 @@ def purify(
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
         PurificationError: See `strict`. With `inplace`, the weights are those of the result.
     """
-    defense = _defense(method, options)
+    defense = method_of(method, options, defenses.METHODS)
     seed = number(seed)
     device = device_of(model)
     _check_data(clean, defense)
@@ -121,7 +121,7 @@ def purify(
             size = batch_size if batches is None else batches.batch_size
             settings = f"{defense!r} {seed=} {amp=} {channels_last=} batch_size={size} {functions}"
             if batches is not None and facts is not None:
-                _check_repeatable(batches, facts, seed)
+                check_repeatable(batches, seed)
                 settings += f" {facts.digest}"
             run.checkpoints = Checkpoints(Path(workdir), fingerprint(model, settings))
         for warning in facts.warnings() if facts else ():
@@ -173,7 +173,7 @@ def _purify(
     scores, neurons = _scores(outcome, index, target, before or model)
     return PurifyResult(
         model=target,
-        method=_name_of(defense),
+        method=name_of(defense, defenses.METHODS),
         scores=scores,
         neurons=neurons,
         history=run.history,
@@ -189,52 +189,12 @@ def _purify(
     )
 
 
-def _defense(method: str | Defense, options: dict[str, Any]) -> Defense:
-    if isinstance(method, Defense):
-        if options:
-            raise ValueError(
-                f"method: expected its options inside {type(method).__name__}(...), got {', '.join(options)} "
-                "beside it; put them there."
-            )
-        return method
-    methods = defenses.METHODS
-    if method not in methods:
-        raise ValueError(f"method: expected one of {', '.join(methods)}, got {method!r}; {nearest(method, methods)}")
-    known = [field.name for field in fields(methods[method])]
-    for name in options:
-        if name not in known:
-            raise ValueError(
-                f"{name}: expected an option of {method} ({', '.join(known)}), got something else; "
-                f"{nearest(name, known)}"
-            )
-    return methods[method](**{name: number(value) for name, value in options.items()})
-
-
-def _name_of(defense: Defense) -> str:
-    """One that is not registered goes by the name of its class."""
-    return next((name for name, cls in defenses.METHODS.items() if type(defense) is cls), type(defense).__name__)
-
-
 def _check_data(clean: Dataset[Any] | DataLoader[Any] | None, defense: Defense) -> None:
     if clean is None and not isinstance(defense, DataFree):
         known = ", ".join(name for name, cls in defenses.METHODS.items() if issubclass(cls, DataFree))
         raise ValueError(
-            f"clean: expected images, without which {_name_of(defense)} cannot work, got None; pass some (--data on "
-            f"the command line), or take a method that needs none ({known})."
-        )
-
-
-def _check_repeatable(batches: Batches, facts: CleanSet, seed: int) -> None:
-    """Samples that differ from pass to pass would make every later run another one."""
-    digests = set()
-    for _ in range(2):
-        with seeded(seed, batches.device):
-            digests.add(first_digest(batches))
-    if len(digests) > 1:
-        raise ValueError(
-            f"{facts.name}: expected samples that are the same when they are read again, since workdir= tells runs "
-            "apart by them, got others; take random changes out of the data set and pass them as augment=, or leave "
-            "workdir= out."
+            f"clean: expected images, without which {name_of(defense, defenses.METHODS)} cannot work, got None; pass "
+            f"some (--data on the command line), or take a method that needs none ({known})."
         )
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: ACC, ASR and RA, DER and RIR against a baseline, and the loss landscape."""
+"""Evaluation: ACC, ASR and RA, DER and RIR against a baseline."""
 
 from bdfast.evaluation.evaluator import Evaluator, Metrics, evaluate
 

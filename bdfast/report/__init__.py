@@ -13,9 +13,10 @@ from bdfast.report import page
 from bdfast.report.examples import Examples
 
 if TYPE_CHECKING:
+    from bdfast.audits import Audit
+    from bdfast.audits.landscape import Landscape
     from bdfast.defenses import PurifyResult
     from bdfast.evaluation import Metrics
-    from bdfast.evaluation.landscape import Landscape
 
 __all__ = ["Examples", "write"]
 
@@ -29,13 +30,14 @@ def write(
     result: PurifyResult,
     examples: Examples | None = None,
     landscape: Landscape | None = None,
+    audit: Audit | None = None,
     facts: Mapping[str, str],
 ) -> Path:
     """Writes `report.html` and its figures into `folder`, replacing an earlier report as a whole.
 
     The page needs nothing but itself: no network, no script, no file beside it. The figures are written again
-    as `metrics.png`, `weight_change.png`, `accuracy.png`, `sharpness.png`, `path.png` and
-    `examples.png`. A figure without data is left out, and removed where an earlier report has left it.
+    as `metrics.png`, `weight_change.png`, `accuracy.png`, `sharpness.png`, `path.png`,
+    `audit.png` and `examples.png`. A figure without data is left out, and removed where an earlier report has left it.
 
     Args:
         folder: Where to write; made if missing.
@@ -44,7 +46,8 @@ def write(
         after: Metrics of the purified model, likewise.
         result: What `bdfast.purify` returned.
         examples: Images to show, or None.
-        landscape: What `bdfast.evaluation.landscape.survey` found, or None.
+        landscape: What `bdfast.audits.landscape.survey` found, or None.
+        audit: What `bdfast.audit` returned, or None.
         facts: What a reader should know about the run, name to value: data, model, attack, seeds, versions.
 
     Returns:
@@ -61,6 +64,7 @@ def write(
         result=result,
         examples=examples,
         landscape=landscape,
+        audit=audit,
         facts=facts,
     )
     try:

@@ -1,4 +1,4 @@
-"""Figures of the loss landscape; see `bdfast.evaluation.landscape`."""
+"""Figures of the loss landscape; see `bdfast.audits.landscape`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bdfast.report.figures import AFTER, BEFORE, INK, MUTED, WIDE, percent, styled
 
 if TYPE_CHECKING:
-    from bdfast.evaluation.landscape import Landscape
+    from bdfast.audits.landscape import Landscape
 
 
 @styled

@@ -15,18 +15,21 @@ from matplotlib.figure import Figure
 
 from bdfast._version import __version__
 from bdfast.defenses.base import Defense
-from bdfast.report import figures, landscape_figures
+from bdfast.report import audit_figures, figures, landscape_figures
 from bdfast.report.curves import curve, end, known, stages
 from bdfast.report.examples import Examples
 from bdfast.report.figures import percent
 
 if TYPE_CHECKING:
+    from bdfast.audits import Audit
+    from bdfast.audits.landscape import Landscape
     from bdfast.defenses import PurifyResult
     from bdfast.evaluation import Metrics
-    from bdfast.evaluation.landscape import Landscape
 
 HTML = "report.html"
-FIGURES = tuple(f"{name}.png" for name in ("metrics", "weight_change", "accuracy", "sharpness", "path", "examples"))
+FIGURES = tuple(
+    f"{name}.png" for name in ("metrics", "weight_change", "accuracy", "sharpness", "path", "audit", "examples")
+)
 _NAMES = figures.METRICS | {
     "der": "Defense effectiveness (DER)",
     "rir": "Robustness improvement (RIR)",
@@ -44,6 +47,7 @@ def render(
     result: PurifyResult,
     examples: Examples | None,
     landscape: Landscape | None,
+    audit: Audit | None = None,
     facts: Mapping[str, str],
 ) -> dict[str, bytes]:
     """File name to content; the page comes last. Arguments as for `bdfast.report.write`."""
@@ -61,6 +65,8 @@ def render(
     if landscape is not None:
         drawings["sharpness"] = partial(landscape_figures.sharpness, landscape)
         drawings["path"] = partial(landscape_figures.path, landscape)
+    if audit is not None and audit_figures.panels(audit):
+        drawings["audit"] = partial(audit_figures.courses, audit)
     files = {f"{name}.png": _png(draw()) for name, draw in drawings.items()}
     if examples is not None:
         files["examples.png"] = _png(figures.examples(examples))
@@ -85,6 +91,8 @@ def render(
         "ends": {stage: end(parts) for stage, parts in curves.items()},
         "undone": not all(part.kept for part in curves["fine-tune"]),
         "landscape": landscape,
+        "audit": audit,
+        "audited": [] if audit is None else audit_figures.table(audit),
         "examples": None if examples is None else _examples(examples),
         "method": result.method,
         "options": result.options,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bdfast.data.batches import Batches, images_of
 from bdfast.task import IGNORED, Forward, checked_forward, hits
 from bdfast.training.modes import eval_mode
+from bdfast.training.seeds import seeded
 
 UNIT = 1e-3
 """Values that leave [0, 1] by more than this are told."""
@@ -120,11 +121,24 @@ def inspect(model: nn.Module, batches: Batches, forward: Forward) -> CleanSet:
     return CleanSet(batches.name, len(batches), per_class, right / total, images, limits, digest.hexdigest())
 
 
-def first_digest(batches: Batches) -> str:
-    """SHA-256 of the first batch."""
-    digest = hashlib.sha256()
-    _update(digest, next(iter(batches.ordered())))
-    return digest.hexdigest()
+def check_repeatable(batches: Batches, seed: int) -> None:
+    """Refuse samples that differ from pass to pass, which would make every later run another one.
+
+    Raises:
+        ValueError: They do.
+    """
+    digests = set()
+    for _ in range(2):
+        with seeded(seed, batches.device):
+            digest = hashlib.sha256()
+            _update(digest, next(iter(batches.ordered())))
+            digests.add(digest.hexdigest())
+    if len(digests) > 1:
+        raise ValueError(
+            f"{batches.name}: expected samples that are the same when they are read again, since workdir= tells runs "
+            "apart by them, got others; take random changes out of the data set and pass them as augment=, or leave "
+            "workdir= out."
+        )
 
 
 def _update(digest: Any, value: Any) -> None:

@@ -8,8 +8,9 @@ from torch import nn
 
 import bdfast
 from bdfast import report
+from bdfast.audits import Audit, BatchStatisticsFinding, Figures, PathFinding, RetuningFinding
+from bdfast.audits.landscape import Landscape
 from bdfast.defenses import TSBDDefense
-from bdfast.evaluation.landscape import Landscape
 from bdfast.training import Epoch, Probe
 
 VOID_TAGS = {"meta", "img", "source", "br", "link"}
@@ -35,6 +36,8 @@ AFTER = bdfast.Metrics(acc=0.9142, asr=0.0192, ra=0.893).against(BEFORE)
 PATH = [(0.0, BEFORE), (0.5, bdfast.Metrics(acc=0.9, asr=0.4)), (1.0, AFTER)]
 LANDSCAPE = Landscape([0.0, 0.5, 1.0], ([0.1, 0.9, 2.5], [0.2, 0.3, 0.4]), PATH, "Measured on 3 images.")
 
+LOW, HIGH = Figures(0.91, 0.02), Figures(0.9, 0.97)
+
 
 def make_result(**changes):
     scores = make_scores()
@@ -44,6 +47,15 @@ def make_result(**changes):
     words = {"scored_by": TSBDDefense.scored_by, "neurons_are": TSBDDefense.neurons_are}
     result = bdfast.PurifyResult(nn.Identity(), "tsbd", scores, neurons, HISTORY, options, {}, 75.2, 48, **words)
     return replace(result, **changes)
+
+
+def audited(rate_name="ASR", curves=True):
+    results = {"batch_statistics": BatchStatisticsFinding(rate_name, 3, HIGH, HIGH, LOW, LOW)}
+    if curves:
+        control = ((0, LOW), (5, Figures(0.9, 0.11)))
+        results["retuning"] = RetuningFinding(rate_name, 100, 5, 5, ((0, LOW), (5, HIGH)), control)
+        results["path"] = PathFinding(rate_name, "recalibrate", ((0.0, HIGH), (1.0, LOW)), 0.0, 1.0)
+    return Audit(HIGH, LOW, LOW, results, rate_name, {}, ["A note."], {}, 3.0)
 
 
 def make_examples(**changes):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import matplotlib
 import pytest
 import torch
-from report_samples import LANDSCAPE, Page, make_examples, make_result, make_scores, write
+from report_samples import LANDSCAPE, Page, audited, make_examples, make_result, make_scores, write
 
 import bdfast
 from bdfast.report import page
@@ -15,7 +15,7 @@ from bdfast.training import Epoch, Probe
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "new" / "folder"
-    return write(folder, examples=make_examples(), landscape=LANDSCAPE)
+    return write(folder, examples=make_examples(), landscape=LANDSCAPE, audit=audited())
 
 
 def test_page_tells_the_result_and_needs_nothing_else(whole):
@@ -49,7 +49,7 @@ def test_figures_lie_beside_the_page(whole):
 def test_same_data_gives_the_same_bytes_whatever_the_settings_of_the_caller(whole, tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "font.size": 40}):
         kept = dict(matplotlib.rcParams)
-        again = write(tmp_path, examples=make_examples(), landscape=LANDSCAPE)
+        again = write(tmp_path, examples=make_examples(), landscape=LANDSCAPE, audit=audited())
         assert dict(matplotlib.rcParams) == kept
     for name in ("report.html", *page.FIGURES):
         assert (again.parent / name).read_bytes() == (whole.parent / name).read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from bdfast.task import Forward, cross_entropy, default_forward, device_of, hits
 from bdfast.training.batchnorm import recalibrate
 from bdfast.training.copies import copy_of
 from bdfast.training.modes import preserved_modes
+
+Statistics = Literal["recalibrate", "interpolate"]
+"""BatchNorm statistics of a network between two: estimated anew, or in between like the parameters."""
 
 
 @dataclass(frozen=True)
@@ -92,32 +95,45 @@ def metrics_along_path(
     after: nn.Module,
     evaluator: Evaluator,
     *,
-    recalibrate_on: Dataset[Any] | DataLoader[Any],
+    recalibrate_on: Dataset[Any] | DataLoader[Any] | Batches,
     points: int = 11,
+    bn: Statistics = "recalibrate",
 ) -> list[tuple[float, Metrics]]:
     """ACC and ASR at (1 - t) before + t after, for t from 0 to 1 in even steps.
 
-    Whether the backdoor is near: Min et al. (NeurIPS 2024), linear mode connectivity. Parameters are interpolated;
-    BatchNorm statistics are estimated anew at every point, since those of a network in between belong to neither.
+    Whether the backdoor is near: Min et al. (NeurIPS 2024), linear mode connectivity. Parameters and buffers are
+    interpolated; of a buffer of whole numbers, the nearer network gives the value.
 
     Args:
         before: The original network.
         after: One of the same architecture.
         evaluator: Holds the test data.
         recalibrate_on: Clean images for the BatchNorm statistics.
-        points: How many t.
+        points: How many t, at least 2.
+        bn: "recalibrate" estimates the BatchNorm statistics anew at every point, both ends included, since those of a
+            network in between belong to neither. "interpolate" leaves them as they are in between, so that the ends
+            are the two networks themselves.
     """
-    device = device_of(after)
-    clean = Batches(recalibrate_on, device=device, name="recalibrate_on")
+    clean = recalibrate_on
+    if not isinstance(clean, Batches):
+        clean = Batches(clean, device=device_of(after), name="recalibrate_on")
     between = copy_of(after)
     rows = []
     for t in torch.linspace(0, 1, points).tolist():
-        with torch.no_grad():
-            for x, start, end in zip(between.parameters(), before.parameters(), after.parameters(), strict=True):
-                x.copy_(start.lerp(end, t))
-        recalibrate(between, clean.ordered(), evaluator.forward)
+        _interpolate(between, before, after, t)
+        if bn == "recalibrate":
+            recalibrate(between, clean.ordered(), evaluator.forward)
         rows.append((t, evaluator(between)))
     return rows
+
+
+@torch.no_grad()
+def _interpolate(between: nn.Module, before: nn.Module, after: nn.Module, t: float) -> None:
+    tensors = ((*model.parameters(), *model.buffers()) for model in (between, before, after))
+    for x, start, end in zip(*tensors, strict=True):
+        nearer = start if t < 0.5 else end
+        # Where both are the same no arithmetic: buffers may be infinite, as masks are.
+        x.copy_(torch.where(start == end, end, start.lerp(end, t)) if x.is_floating_point() else nearer)
 
 
 def survey(

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import bdfast
+from bdfast.audits.landscape import loss_along_gradient, metrics_along_path, survey
 from bdfast.defenses.purification import purify
-from bdfast.evaluation.landscape import loss_along_gradient, metrics_along_path, survey
 from bdfast.training import Setup
 
 
