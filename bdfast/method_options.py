@@ -61,7 +61,7 @@ class Checked:
 
 
 def method_of(
-    method: str | Method, options: Mapping[str, Any], methods: Mapping[str, type[Method]], *, argument: str = "method"
+    method: str | Method, options: Mapping[str, Any], methods: Mapping[str, type[Method]], base: type[Any]
 ) -> Method:
     """A method from its name and options, or one that is given whole.
 
@@ -69,21 +69,28 @@ def method_of(
         method: A name in `methods`, or an instance.
         options: By name, in place of defaults; only beside a name.
         methods: The methods of a verb.
-        argument: What the caller calls `method`.
+        base: What all of them derive from.
 
     Raises:
         ValueError: There is no such method or option, or an option has a value that the method refuses.
+        TypeError: `method` is neither a name nor such a method.
     """
     if not isinstance(method, str):
+        if not isinstance(method, base):
+            got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+            raise TypeError(
+                f"method: expected a name or a {base.__module__}.{base.__name__}, got {got}; pass a name "
+                f"({', '.join(methods)}) or an instance."
+            )
         if options:
             raise ValueError(
-                f"{argument}: expected its options inside {type(method).__name__}(...), got {', '.join(options)} "
+                f"method: expected its options inside {type(method).__name__}(...), got {', '.join(options)} "
                 "beside it; put them there."
             )
         return method
     if method not in methods:
         names = ", ".join(methods)
-        raise ValueError(f"{argument}: expected one of {names}, got {method!r}; {nearest(method, methods)}")
+        raise ValueError(f"method: expected one of {names}, got {method!r}; {nearest(method, methods)}")
     known = [field.name for field in fields(methods[method])]  # type: ignore[arg-type]
     for name in options:
         if name not in known:

@@ -186,6 +186,7 @@ def climb(
     best, weights, least = Choice(None, judge.before), None, _cost(judge.before, judge.before.accuracy, judge)
     prepared = copy.deepcopy(model.state_dict())
     probes: list[Probe] = []
+    taken: int | None = None
     diverged: list[float] = []
     for lowered in range(RETRIES + 1 if option == "lr" else 1):
         model.load_state_dict(prepared)
@@ -213,11 +214,12 @@ def climb(
             cost = _cost(reached, floor, judge)
             if cost < least - WORTH if judge.targets else within:
                 best, least, weights = Choice(strength, reached), cost, copy.deepcopy(model.state_dict())
+                taken = len(probes) - 1
             if (judge.targets and within and reached.residual <= ENOUGH) or (not within and index > 0):
                 break
         if borne:
             break
-    run.history.extend(replace(probe, chosen=probe.value == best.strength) for probe in probes)
+    run.history.extend(replace(probe, chosen=place == taken) for place, probe in enumerate(probes))
     if weights is not None:
         model.load_state_dict(weights)
         run.warnings += judge.warnings(best.reached, max_accuracy_drop)

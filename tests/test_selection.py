@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from bdfast.defenses import METHODS
 from bdfast.selection import LOWER, RETRIES, Judge, Reached, climb
 from bdfast.training import Run
 
@@ -164,13 +163,6 @@ def test_other_strengths_than_rates_are_not_lowered():
     judged = Judged({})
     climb([0.01], judged.train, judged.model, judged, judged.run, max_accuracy_drop=0.03, option="share")
     assert judged.tried == [0.01]
-
-
-@pytest.mark.parametrize("method", [cls for cls in METHODS.values() if hasattr(cls, "rates")])
-def test_no_rate_comes_twice(method):
-    """Checkpoints of a stage go by its rate."""
-    rates = [f"{rate * LOWER**lowered:g}" for rate in method.rates for lowered in range(RETRIES + 1)]
-    assert len(set(rates)) == len(rates)
 
 
 def test_a_step_that_diverges_later_is_undone():

@@ -186,7 +186,7 @@ def _like(spec: ModelSpec, name: str, weights: Path, given: ModelSpec) -> nn.Mod
 
 def _table(result: audits.Audit) -> Table:
     table = Table(show_header=False)
-    color = COLORS[result.status]
+    color = COLORS.get(result.status, "bold")
     table.add_row("verdict", f"[{color}]{escape(result.verdict)}[/]")
     measured = result.rate_name == "ASR"
     if result.o_rate is not None:

@@ -10,13 +10,12 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from torch.utils.data import Subset
 
-from bdfast.cli.inputs import DataInput, ModelInput
+from bdfast.cli.inputs import DataInput, ModelInput, drawn
 from bdfast.cli.sarif import as_sarif
 from bdfast.detectors import METHODS, Calibration, Detection, Detector
 from bdfast.detectors.detection import detect
@@ -27,7 +26,7 @@ from bdfast.training.progress import Bars, Silent
 
 Flat = tyro.conf.arg(name="")
 SHOWN = 5
-"""Classes in the table, those that stand out most."""
+"""Classes in the table: the suspects, and the first of the others."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,7 @@ def _detect(command: Detect, method: Detector) -> None:
         writable_folder(command.output)
     calibration = None if command.calibration is None else Calibration.load(command.calibration)
     model, spec = command.model.load()
-    clean = command.clean.load(train=True, spec=spec)
-    if command.images is not None:
-        order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(command.seed))  # type: ignore[arg-type]
-        clean = Subset(clean, order[: command.images].tolist())
+    clean = drawn(command.clean.load(train=True, spec=spec), command.images, command.seed)
     detection = detect(
         model,
         clean,
@@ -128,7 +124,7 @@ def _table(detection: Detection) -> Table:
     verdict = "[bold red]suspicious[/]" if detection.suspicious else "[bold green]not suspicious[/]"
     table.add_row("verdict", verdict)
     table.add_row("score", f"{detection.score:.3g}: {detection.scored_by}")
-    table.add_row("threshold", f"{detection.threshold:.3g}: {detection.threshold_from}")
+    table.add_row("threshold", escape(f"{detection.threshold:.3g}: {detection.threshold_from}"))
     known = detection.false_alarms
     table.add_row("false alarms", "not measured for these options" if known is None else str(known))
     labels = ", ".join("all-to-all" if target < 0 else str(target) for target in detection.targets)
@@ -141,5 +137,5 @@ def _table(detection: Detection) -> Table:
         more = f", {len(known_ones) - len(shown)} more" if len(known_ones) > len(shown) else ""
         table.add_row(name, ", ".join(f"{label}: {value:.3g}" for label, value in shown) + more)
     for note in detection.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     return table

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from bdfast.data.named_sets import named_data
 from bdfast.io.checkpoints import load_into, read_description
@@ -89,6 +89,20 @@ class DataInput(ImageOptions):
     def load(self, *, train: bool, spec: ModelSpec) -> Dataset[Any]:
         """The data set."""
         return self.named(self.data, train=train, spec=spec)
+
+
+def drawn(data: Dataset[Any], images: int | None, seed: int) -> Dataset[Any]:
+    """So many images of a data set, drawn by the seed; all for None.
+
+    Raises:
+        ValueError: None are asked for.
+    """
+    if images is None:
+        return data
+    if images < 1:
+        raise ValueError(f"images: expected at least 1, got {images}; leave it out for all.")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    return Subset(data, order[:images].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,11 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.table import Table
-from torch.utils.data import Subset
 
 from bdfast import report
-from bdfast.cli.inputs import CleanInput, ModelInput
+from bdfast.cli.inputs import CleanInput, ModelInput, drawn
 from bdfast.cli.terminal import Output
 from bdfast.data.augmentation import Augmentation
 from bdfast.defenses import METHODS, Defense
@@ -87,9 +85,8 @@ def _purify(command: Purify, method: Defense) -> None:
     writable_folder(command.output)
     model, spec = command.model.load()
     clean = command.clean.load(spec=spec)
-    if clean is not None and command.images is not None:
-        order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(command.seed))  # type: ignore[arg-type]
-        clean = Subset(clean, order[: command.images].tolist())
+    if clean is not None:
+        clean = drawn(clean, command.images, command.seed)
     result = purify(
         model,
         clean,

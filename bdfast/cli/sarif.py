@@ -35,7 +35,7 @@ def as_sarif(detection: Detection, weights: Path) -> dict[str, Any]:
         "shortDescription": {"text": "The network looks as if it had a backdoor."},
         "fullDescription": {
             "text": "A backdoored network behaves normally until a trigger appears in its input, then answers what an "
-            "attacker chose. The detector guesses triggers from the network and clean images."
+            "attacker chose. The detector looks at the network with clean images only."
         },
         "help": {
             "text": "Look at the evidence. `bdfast purify` removes backdoors with clean images; `bdfast detect` with "

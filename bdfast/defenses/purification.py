@@ -100,7 +100,7 @@ def purify(
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
         PurificationError: See `strict`. With `inplace`, the weights are those of the result.
     """
-    defense = method_of(method, options, defenses.METHODS)
+    defense = method_of(method, options, defenses.METHODS, Defense)
     seed = number(seed)
     device = device_of(model)
     _check_data(clean, defense)

@@ -108,9 +108,17 @@ class Staged(FineTuning):
         judge = Judge(given, clean, run, target=self.suspected())
         begun = self.begin(model, given, judge.tuning, run, judge.surrogates)
         options, data = self._sized(judge.tuning)
+        begun_at: list[str] = []
+
+        def train(rate: float) -> None:
+            # Checkpoints go by the name, and a ladder that is lowered may come to a rate of before.
+            name = f"fine-tune at {rate:g}" + ", again" * begun_at.count(f"{rate:g}")
+            begun_at.append(f"{rate:g}")
+            begun.train(replace(options, lr=rate), data, name)
+
         choice = climb(
             self.rates if judge.clear else self.rates[: self.unsuspected],
-            lambda rate: begun.train(replace(options, lr=rate), data, f"fine-tune at {rate:g}"),
+            train,
             model,
             judge,
             run,

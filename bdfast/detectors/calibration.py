@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bdfast.files import write_json
+from bdfast.training.descriptions import plain
 
 SHIPPED = Path(__file__).parent / "calibrations"
 """Calibrations that come with bdfast, one JSON file for each detector that has one."""
@@ -138,6 +139,11 @@ class Calibration:
                 "make it anew with bdfast.detectors.calibrate."
             )
         return found
+
+
+def options_of(detector: Any) -> dict[str, Any]:
+    """The options of a detector as a file holds them: two that are equal in it are the same."""
+    return json.loads(json.dumps(plain(asdict(detector))))
 
 
 @cache

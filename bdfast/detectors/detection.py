@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from bdfast import detectors
 from bdfast.data.batches import Batches
 from bdfast.detectors.base import BlackBox, Detector, Finding, Predict
-from bdfast.detectors.calibration import Calibration, shipped
+from bdfast.detectors.calibration import Calibration, options_of, shipped
 from bdfast.detectors.detection_result import Detection
 from bdfast.inversion.opening import opened
 from bdfast.inversion.scene import pixel_limits
@@ -52,11 +52,13 @@ def detect(
     Args:
         model: Any classifier; it is left as it was. For a black-box method also a function from images [B, C, H, W] to
             probabilities [B, K].
-        clean: Map-style data set of (image [C, H, W], label), or a DataLoader over one.
+        clean: Map-style data set of (image [C, H, W], label), or a DataLoader over one. Of more than 1,000 images most
+            detectors look at so many.
         method: A name from `bdfast.list_methods("detect")`, or its options object.
         threshold: The score above which a network is suspicious.
         calibration: What clean networks of this kind score: `bdfast.detectors.calibrate`.
-        false_alarms: The share of clean networks that may be accused, for a threshold from a calibration.
+        false_alarms: The share of clean networks that may be accused, for a threshold from a calibration; no other
+            threshold takes notice of it.
         progress: Show progress on stderr.
         seed: Fixes all randomness.
         batch_size: For a data set; a DataLoader brings its own.
@@ -67,7 +69,7 @@ def detect(
     Raises:
         ValueError: An argument is wrong; the message says which, what was expected, what came and what to do.
     """
-    detector = method_of(method, options, detectors.METHODS)
+    detector = method_of(method, options, detectors.METHODS, Detector)
     name = name_of(detector, detectors.METHODS)
     limit, origin, known = _threshold(name, detector, threshold, calibration, false_alarms)
     started = perf_counter()
@@ -125,7 +127,7 @@ def calibrate(
     Raises:
         ValueError: There are no networks, or one cannot be read.
     """
-    detector = method_of(method, options, detectors.METHODS)
+    detector = method_of(method, options, detectors.METHODS, Detector)
     scores = []
     for network in networks:
         given: dict[str, Any] = {"seed": number(seed), "batch_size": batch_size, "amp": amp, "forward": forward}
@@ -133,7 +135,7 @@ def calibrate(
             scores.append(detector.run(network, batches, run).score)
     if not scores:
         raise ValueError("networks: expected clean networks, got none; train some, or use those that you trust.")
-    return Calibration(name_of(detector, detectors.METHODS), plain(asdict(detector)), tuple(scores), described)
+    return Calibration(name_of(detector, detectors.METHODS), options_of(detector), tuple(scores), described)
 
 
 def _ask(
@@ -156,7 +158,9 @@ def _threshold(
     name: str, detector: Detector, threshold: float | None, calibration: Calibration | None, false_alarms: float
 ) -> tuple[float, str, Calibration | None]:
     """The threshold, where it comes from, and the calibration that tells its false alarms."""
-    options = plain(asdict(detector))
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"false_alarms: expected a share in (0, 1), got {false_alarms}; 0.05 is usual.")
+    options = options_of(detector)
     if calibration is not None and (calibration.method, calibration.options) != (name, options):
         raise ValueError(
             f"calibration: expected one of {name} with {options}, got one of {calibration.method} with "

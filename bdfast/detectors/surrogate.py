@@ -32,7 +32,8 @@ class SurrogateDetector(Detector):
     For every class it lengthens one change for all images until they follow it, as a backdoor is a short way to its
     target for all of them (Wang et al., "Neural Cleanse", S&P 2019), and one that leads images away from every label,
     for triggers with a target for each. The score is the logarithm of how many times farther the next class is, times
-    what small patches towards the suspect reach: (1/2 + rate).
+    what small patches towards the suspect reach: (1/2 + rate). Of several suspects, which differ little, the next class
+    is the one after as many as patches have left.
 
     Triggers that leave the labels of the training images alone, and some that are no change of fixed pixels, do not
     show.
@@ -57,7 +58,10 @@ class SurrogateDetector(Detector):
         reached = max((rate for rate in patches if rate == rate), default=0.0)
         gap = 1.0 if not found.targets else min(FARTHEST, _gap(lengths, found))
         shown = [length if math.isfinite(length) else math.nan for length in lengths.lengths.tolist()]
-        best = next((trigger for trigger in reversed(found.triggers)), None)
+        towards = [(rate, trigger) for trigger, rate in zip(found.triggers, rates, strict=True) if rate == rate]
+        own = [pair for pair in towards if pair[1].target == found.targets[0]]
+        # A patch is easier to look at than a dense change, and of several the one that works best.
+        best = max(own, key=lambda pair: (pair[1].weight is not None, pair[0]))[1] if own else None
         return Finding(
             score=math.log(gap) * (WITHOUT_PATCH + reached),
             targets=tuple(found.targets),

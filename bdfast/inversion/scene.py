@@ -120,9 +120,12 @@ def holds_images(clean: Batches) -> bool:
 
 
 def _pair(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Images and labels, which may be whole numbers of any type, and have a last dimension of one."""
     images, labels = batch[:2] if isinstance(batch, tuple | list) and len(batch) > 1 else (None, None)
-    known = isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4 and labels.ndim == 1
-    return (images, labels) if known else None
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor) and images.ndim == 4):
+        return None
+    labels = labels.squeeze(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    return (images, labels.long()) if labels.ndim == 1 else None
 
 
 def pixel_limits(clean: Batches) -> tuple[float, float]:
@@ -138,9 +141,25 @@ def pixel_limits(clean: Batches) -> tuple[float, float]:
 def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """The images [N, C, H, W] and labels [N] of the first batches that hold `most`, and least and greatest value.
 
+    Where these are one class after the other, as in folders, `most` images drawn from all: the first would have few of
+    the classes.
+
     Raises:
         ValueError: The batches are not (images, labels, ...).
     """
+    images, labels = _first(clean, most)
+    if len(images) < len(clean) and _grouped(labels):
+        drawn = torch.randperm(len(clean), generator=torch.Generator().manual_seed(0))[:most]
+        images, labels = _first(clean.part(drawn.sort().values), most)
+    return images, labels, (float(images.min()), float(images.max()))
+
+
+def _grouped(labels: Tensor) -> bool:
+    """Whether labels [N] come one class after the other: about as many changes as there are classes."""
+    return int((labels[1:] != labels[:-1]).sum()) < 2 * len(labels.unique())
+
+
+def _first(clean: Batches, most: int) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for pair in _pairs(clean):
@@ -148,8 +167,7 @@ def gathered(clean: Batches, most: int) -> tuple[Tensor, Tensor, tuple[float, fl
         labels.append(pair[1])
         if sum(map(len, images)) >= most:
             break
-    together = torch.cat(images)
-    return together, torch.cat(labels), (float(together.min()), float(together.max()))
+    return torch.cat(images), torch.cat(labels)
 
 
 def _pairs(clean: Batches) -> Iterator[tuple[Tensor, Tensor]]:

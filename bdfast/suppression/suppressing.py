@@ -96,7 +96,7 @@ def suppress(
         TypeError: `suspicious` is a stream, or a loader that makes its batches by other means than a DataLoader does.
         FloatingPointError: A gradient became NaN or infinite; the message names the parameter.
     """
-    chosen = method_of(method, options, suppression.METHODS)
+    chosen = method_of(method, options, suppression.METHODS, Suppression)
     seed = number(seed)
     device = device_of(model)
     batches = Batches(suspicious, device=device, batch_size=batch_size, name="suspicious")
@@ -176,10 +176,10 @@ def _poisoned(truth: Truth, suspicious: Dataset[Any] | DataLoader[Any]) -> torch
     if given.numel() == 0 and given.ndim == 1 and given.dtype != torch.bool:
         return poisoned
     whole = given.ndim == 1 and given.dtype != torch.bool and not given.is_floating_point()
-    if not whole or int(given.min()) < 0 or int(given.max()) >= size:
+    if not whole or int(given.min()) < 0 or int(given.max()) >= size or len(given.unique()) < len(given):
         raise ValueError(
-            f"truth: expected [{size}] bool, one for each sample of the data set, or indices below {size}, got "
-            f"{given.dtype} {list(given.shape)}; `poison_indices` of a poisoned set are right."
+            f"truth: expected [{size}] bool, one for each sample of the data set, or indices below {size}, each once, "
+            f"got {given.dtype} {list(given.shape)}; `poison_indices` of a poisoned set are right."
         )
     poisoned[given.long()] = True
     return poisoned

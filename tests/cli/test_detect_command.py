@@ -126,6 +126,12 @@ def test_a_hostile_archive_executes_nothing(tmp_path, monkeypatch, capsys):
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("images", ["0", "-1"])
+def test_a_number_of_images_below_one_is_refused(weights, images, capsys):
+    detect(weights, "--images", images, status=2)
+    assert "images: expected at least 1, got" in capsys.readouterr().err
+
+
 def test_help_lists_the_methods(capsys):
     main(["detect", "--help"])
     out = capsys.readouterr().out

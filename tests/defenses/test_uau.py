@@ -122,6 +122,15 @@ def test_where_no_class_is_clearly_easier_one_stage_is_all(trained, clean, monke
     assert len([row for row in result.history if isinstance(row, Probe)]) == stages
 
 
+def test_a_rate_that_comes_twice_has_a_name_of_its_own(trained, clean, monkeypatch, tmp_path):
+    """Else its checkpoint would be that of the first time."""
+    monkeypatch.setattr(UAUDefense, "rates", (3.0, 12.0))
+    result = bdfast.purify(trained, clean, method="uau", target=1, workdir=tmp_path, **QUICK)
+    stages = [row.stage for row in result.history if isinstance(row, Epoch)]
+    assert "fine-tune at 3, round 1" in stages
+    assert "fine-tune at 3, again, round 1" in stages
+
+
 def test_without_a_suspect_a_network_is_not_ruined(trained, clean, monkeypatch):
     monkeypatch.setattr(LeastLengths, "suspects", property(lambda self: []))
     monkeypatch.setattr(UAUDefense, "rates", (3.0,))

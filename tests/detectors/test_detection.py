@@ -125,6 +125,34 @@ def test_what_is_wrong_is_named(lit, changes, message):
         bdfast.detect(Corner(3, 8.0), **{"clean": columns(), **changes})
 
 
+@pytest.mark.parametrize("method", [Lit, Batches, 3])
+def test_what_is_no_method_is_refused(method):
+    with pytest.raises(TypeError, match=r"method: expected a name or a bdfast.detectors.base.Detector, got "):
+        bdfast.detect(Corner(3, 8.0), columns(), method=method)
+    with pytest.raises(TypeError, match=r"method: expected a name or a bdfast.defenses.base.Defense, got "):
+        bdfast.purify(Corner(3, 8.0), columns(), method=method)
+    with pytest.raises(TypeError, match=r"method: expected a name or a bdfast.suppression.base.Suppression, got "):
+        bdfast.suppress(Corner(3, 8.0), columns(), method=method)
+
+
+def test_a_calibration_from_a_file_fits_options_that_are_tuples(lit, tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Several(Lit):
+        classes: tuple[int, ...] = (1, 2)
+
+    monkeypatch.setitem(METHODS, "several", Several)
+    networks = [Corner(3, 0.0) for _ in range(20)]
+    bdfast.detectors.calibrate(networks, columns(), method="several", classes=(0, 3)).save(tmp_path / "mine.json")
+    read = Calibration.load(tmp_path / "mine.json")
+    assert bdfast.detect(Corner(3, 8.0), columns(), method="several", classes=(0, 3), calibration=read).suspicious
+    assert bdfast.detect(Corner(3, 8.0), columns(), method="several", classes=[0, 3], calibration=read).suspicious
+
+
+def test_the_share_of_false_alarms_is_always_checked(lit):
+    with pytest.raises(ValueError, match=r"false_alarms: expected a share in \(0, 1\), got 5"):
+        bdfast.detect(Corner(3, 8.0), columns(), method="lit", false_alarms=5)
+
+
 def test_the_network_is_left_as_it_was(lit, monkeypatch):
     network = Corner(3, 8.0).train()
     network.scale.requires_grad_(False)

@@ -41,6 +41,23 @@ def test_a_target_for_each_label_is_found():
     assert "all-to-all" in str(found)
 
 
+def test_the_trigger_is_one_towards_the_first_suspect(monkeypatch):
+    from bdfast.detectors import surrogate as module
+
+    seen = []
+    search = module.find_surrogates
+
+    def two(scene, draws, targets=None):
+        seen.append(search(scene, draws, targets=[5, 2]))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "find_surrogates", two)
+    found = detected(Corner(5, 8.0))
+    own = [trigger for trigger in seen[-1].triggers if trigger.target == 5 and trigger.weight is not None]
+    assert found.targets == (5, 2)
+    assert any(torch.equal(found.trigger, trigger.paint) for trigger in own)
+
+
 def test_no_score_is_infinite():
     """Where the search ends before a second class is reached, the next one is at least so far."""
     found = detected(Corner(2, 100.0))
