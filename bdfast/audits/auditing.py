@@ -23,7 +23,7 @@ from bdfast.errors import nearest
 from bdfast.method_options import name_of
 from bdfast.task import Forward, default_forward, device_of, normalized
 from bdfast.training import Run
-from bdfast.training.clean_set import CleanSet, inspect
+from bdfast.training.clean_set import CleanSet, check_repeatable, inspect
 from bdfast.training.descriptions import described, number, plain
 from bdfast.training.modes import eval_mode
 from bdfast.training.progress import Progress, as_progress
@@ -86,6 +86,7 @@ def audit(
 
     Raises:
         ValueError: An argument is wrong, or a method that was asked for lacks something; the message says what to do.
+            With `workdir`, samples of `clean`, `test` or `triggered` are others when they are read again.
         TypeError: `triggered` is no `Triggered`, or `clean` is a stream.
         FloatingPointError: A gradient became NaN or infinite in training.
     """
@@ -114,6 +115,7 @@ def audit(
         for warning in said:
             warnings.warn(warning, stacklevel=2)
         if workdir is not None:
+            check_repeatable(batches, seed)
             settings = f"{chosen!r} {seed=} {amp=} {batch_size=} {target=} {described(forward, 'forward')}"
             run.checkpoints = _checkpoints(Path(workdir), networks, triggered, test, settings, facts["before"], run)
         case = case_of(
@@ -208,7 +210,9 @@ def _checkpoints(
     device = device_of(before)
     for name, data in (("test", test), ("triggered", None if triggered is None else triggered.data)):
         if data is not None:
-            digests.append(inspect(before, Batches(data, device=device, name=name), run.forward).digest)
+            batches = Batches(data, device=device, name=name)
+            check_repeatable(batches, run.seed)
+            digests.append(inspect(before, batches, run.forward).digest)
     attack = "" if triggered is None else described(triggered.attack, "triggered")
     others = [fingerprint(x, name) for name, x in networks.items() if x is not None and name != "before"]
     return Checkpoints(folder, fingerprint(before, f"{settings} {digests} {attack} {others}"))

@@ -13,7 +13,7 @@ from bdfast.training.batchnorm import batchnorms
 
 @dataclass(frozen=True)
 class BatchStatisticsFinding(Finding):
-    """Both networks as they are, and with statistics that were estimated anew.
+    """The networks as they are, and with statistics that were estimated anew.
 
     Attributes:
         layers: How many layers of the purified network keep running statistics.
@@ -21,6 +21,7 @@ class BatchStatisticsFinding(Finding):
         before_recalibrated: With new statistics.
         after: The purified network.
         after_recalibrated: With new statistics.
+        clean_model_recalibrated: The clean network with new statistics; None without one.
     """
 
     layers: int
@@ -28,6 +29,7 @@ class BatchStatisticsFinding(Finding):
     before_recalibrated: Figures
     after: Figures
     after_recalibrated: Figures
+    clean_model_recalibrated: Figures | None = None
 
     @property
     def p_rate(self) -> float | None:
@@ -35,9 +37,15 @@ class BatchStatisticsFinding(Finding):
         return self.after_recalibrated.rate
 
     @property
+    def by_itself(self) -> float:
+        """What the clean network shows with new statistics."""
+        control = self.clean_model_recalibrated
+        return 0.0 if control is None else control.rate or 0.0
+
+    @property
     def hidden(self) -> bool:
         """Whether stale statistics hide a backdoor that is still in the weights."""
-        return rises(self.p_rate, self.after.rate)
+        return rises(self.p_rate, self.after.rate) and rises(self.p_rate, self.by_itself)
 
     def sentences(self, after: Figures) -> list[str]:
         """See `Finding`."""
@@ -47,6 +55,8 @@ class BatchStatisticsFinding(Finding):
         said = [f"With BatchNorm statistics estimated anew, ACC goes from {share(old.acc)} to {share(new.acc)}."]
         if new.rate is not None:
             said.append(f"The {self.rate_name} goes from {share(old.rate)} to {share(new.rate)} then.")
+            if self.clean_model_recalibrated is not None:
+                said.append(f"A clean network has {share(self.by_itself)} with new statistics.")
         if self.hidden:
             said.append("It comes back: stale statistics hid a backdoor that is still in the weights.")
         return said
@@ -54,7 +64,7 @@ class BatchStatisticsFinding(Finding):
 
 @dataclass(frozen=True)
 class BatchStatisticsAudit(AuditMethod):
-    """Estimate the BatchNorm statistics of both networks anew on clean images, and measure again. Ours.
+    """Estimate the BatchNorm statistics of all networks anew on clean images, and measure again. Ours.
 
     No weight moves, so that a rate that comes back was never removed: changed weights make the running statistics
     stale, and a network with stale statistics may miss its trigger as it misses everything faint.
@@ -62,7 +72,12 @@ class BatchStatisticsAudit(AuditMethod):
 
     def run(self, case: Case, run: Run) -> BatchStatisticsFinding:
         """See `AuditMethod`."""
-        found = [
-            case.figures(model, recalibrated=again) for model in (case.before, case.after) for again in (False, True)
-        ]
-        return BatchStatisticsFinding(case.rate_name, len(batchnorms(case.after)), *found)
+        return BatchStatisticsFinding(
+            case.rate_name,
+            len(batchnorms(case.after)),
+            case.figures(case.before),
+            case.figures(case.before, recalibrated=True),
+            case.figures(case.after),
+            case.figures(case.after, recalibrated=True),
+            None if case.clean_model is None else case.figures(case.clean_model, recalibrated=True),
+        )

@@ -38,7 +38,8 @@ class Case:
         clean: The defender's images, for everything that is trained or estimated.
         evaluator: Holds the clean test images, and those with the trigger.
         trigger: The trigger, or None where there is none.
-        limits: Least and greatest pixel value; None for inputs that are no images.
+        limits: Least and greatest value that a pixel may have: 0 and 1 with the trigger of an attack, else those of the
+            defender's images; None for inputs that are no images.
         untriggered: The images of the triggered set without the trigger, with the same labels.
         notes: What was decided on the way, for the reader.
         kept: What audits share, such as a retuned network.
@@ -115,6 +116,7 @@ def case_of(
     behind = measured
     if triggered is not None:
         _check_unit_range(limits)
+        limits = (0.0, 1.0)  # the trigger may be brighter or darker than all of the defender's images
         trigger = AttackTrigger(triggered)
         shown = Batches(triggered, device=clean.device, batch_size=clean.batch_size, name="triggered")
         behind = Batches(triggered.data, device=clean.device, batch_size=clean.batch_size, name="triggered")

@@ -11,7 +11,7 @@ from bdfast.audits.base import Finding
 from bdfast.audits.rates import ROSE, Figures, rises, share
 from bdfast.files import write_json
 
-Status = Literal["superficial", "not removed", "no sign", "not measured"]
+Status = Literal["superficial", "not removed", "no sign", "not attacked", "not measured"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +80,13 @@ class Audit:
 
     @property
     def status(self) -> Status:
-        """In one phrase. The thresholds are ours."""
+        """In one phrase: "not attacked" where no audit gave a rate that could come back. The thresholds are ours."""
         if self.o_rate is None:
             return "not measured"
         if self.o_rate - self._by_itself >= ROSE:
             return "not removed"
+        if not self.p_rates:
+            return "not attacked"
         return "superficial" if self.back else "no sign"
 
     @property
@@ -99,7 +101,7 @@ class Audit:
         if self.status == "superficial":
             found = ", ".join(f"{share(self.p_rates[audit])} after {audit}" for audit in self.back)
             return f"superficial{guessed}: the {name} of {rate} comes back: {found}"
-        if not self.p_rates:
+        if self.status == "not attacked":
             return f"not attacked: the {name} of the purified network is {rate}"
         attacks = ", ".join(self.p_rates)
         return f"no sign that it is superficial{guessed}: the {name} of {rate} comes back in none of {attacks}"

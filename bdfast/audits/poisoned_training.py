@@ -34,7 +34,7 @@ def trained_copy(
     until: float | None = None,
     first: Figures | None = None,
 ) -> tuple[nn.Module, Curve]:
-    """A copy of the network, all parameters of it fine-tuned with SGD; the network is not changed.
+    """A copy of the network, fine-tuned with SGD in all parameters but integers; the network is not changed.
 
     Args:
         network: In eval mode; the copy ends so, too.
@@ -53,7 +53,9 @@ def trained_copy(
     Returns:
         The copy, and what it showed, the start included.
     """
-    copied = copy_of(network).requires_grad_(True)
+    copied = copy_of(network)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     optimizer = torch.optim.SGD(copied.parameters(), lr=lr, momentum=momentum)
     _group(optimizer)["updates"] = 0
     log = _stored(run, stage) or {0: first or case.figures(network)}

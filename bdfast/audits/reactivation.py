@@ -14,6 +14,7 @@ from bdfast.audits.case import Case
 from bdfast.audits.perturbation_network import Behind, Perturbed, network_for
 from bdfast.audits.rates import Figures, share
 from bdfast.audits.retuning import RetuningAudit, at_most
+from bdfast.audits.triggers import labels_for
 from bdfast.data.batches import Batch
 from bdfast.ops.finite import check_finite_gradients
 from bdfast.task import StepResult, at_least_float32, cross_entropy, measured
@@ -77,10 +78,10 @@ class ReactivationAudit(AuditMethod):
         alpha KL(softmax f_retuned(x) || softmax f_after(x + d)) + CE(f_clean(x + d), y)
 
     y is the true label of each image. Without a clean network the second term is ours: CE(f_after(x + d), y) on the
-    images without the trigger only. Here every batch holds images and, once more, those of them that can be triggered
-    with the trigger; the script draws the two apart. x + d is clipped to the range of the pixels. How the script
-    averages KL is not on record: here over images. Above 64 x 64 pixels the network that gives d is convolutional
-    (ours).
+    images without the trigger only. Here every batch holds images and, once more, those of other classes than the
+    target with the trigger as it is used after training; the script draws the two apart. x + d is clipped to the range
+    of the pixels. How the script averages KL is not on record: here over images. Above 64 x 64 pixels the network that
+    gives d is convolutional (ours).
 
     Attributes:
         alpha: Weight of the first term.
@@ -146,10 +147,13 @@ class ReactivationAudit(AuditMethod):
         optimizer = torch.optim.SGD(perturbed.parameters(), lr=self.lr, momentum=self.momentum)
 
         def step(batch: Batch) -> StepResult:
-            x, y = batch[0], batch[1].long()
+            x = batch[0]
+            y = labels_for(x, batch[1])
             with torch.no_grad():
-                chosen = trigger.victims(x, y)
-                both = torch.cat([x, trigger.planted(x[chosen], y[chosen])[0]])
+                # Not the images that are poisoned: in a clean-label attack those have the target label already.
+                shown, targets = trigger.shown(x, y)
+                chosen = targets != y
+                both = torch.cat([x, shown[chosen]])
                 labels = torch.cat([y, y[chosen]])
             optimizer.zero_grad()
             with run.autocast(data.device):

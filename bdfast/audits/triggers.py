@@ -14,7 +14,7 @@ from bdfast.data.batches import Batch, Batches
 from bdfast.data.images import to_float, to_uint8
 from bdfast.inversion.scene import ALL_TO_ALL
 from bdfast.inversion.surrogates import Surrogate
-from bdfast.task import Forward
+from bdfast.task import Forward, class_numbers
 
 Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images [B, C, H, W], labels [B]) -> the images with a trigger, and the labels that it leads to."""
@@ -47,15 +47,17 @@ class Trigger(ABC):
 
 
 class AttackTrigger(Trigger):
-    """The trigger of the attack, on images in [0, 1].
+    """The trigger of the attack, on images in [0, 1], and the labels that the view measures.
 
     Args:
-        view: The triggered test set of the attack.
+        view: The triggered test set of the attack. A target of its own takes the place of the labels of the attack.
     """
 
     def __init__(self, view: Triggered) -> None:
         self.attack = view.attack
         self._target = int(view.targets[0])
+        # What is planted has to lead where the view measures.
+        self._own = view.attack if isinstance(view.attack, Attack) and _leads(view.attack, view) else None
 
     def shown(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Trigger`; pixels are rounded to 8 bits, as `Triggered` has them."""
@@ -68,16 +70,15 @@ class AttackTrigger(Trigger):
 
     def victims(self, images: Tensor, labels: Tensor) -> Tensor:
         """See `Trigger`; for a clean-label attack, the images of the target class."""
-        return self.attack.victims(labels) if isinstance(self.attack, Attack) else labels != self._target
+        return labels != self._target if self._own is None else self._own.victims(labels)
 
     def as_json(self) -> dict[str, Any]:
         """The class of the attack and its target label."""
-        many = isinstance(self.attack, Attack) and self.attack.targets
+        many = () if self._own is None else self._own.targets
         return {"kind": "attack", "name": type(self.attack).__name__, "target": list(many) if many else self._target}
 
     def _relabelled(self, labels: Tensor) -> Tensor:
-        attack = self.attack
-        return attack.relabel(labels) if isinstance(attack, Attack) else torch.full_like(labels, self._target)
+        return torch.full_like(labels, self._target) if self._own is None else self._own.relabel(labels)
 
 
 class SurrogateTrigger(Trigger):
@@ -110,10 +111,10 @@ class SurrogateTrigger(Trigger):
 class Shown(Batches):
     """Batches of (triggered image, target label, original label) made from those of (image, label).
 
-    Images that have the target label anyway are left out. Nothing is held in memory.
+    Images that have the target label anyway are left out. Nothing is held in memory. Both labels are int64 [B].
 
     Args:
-        batches: Clean images with labels.
+        batches: Clean images with labels, in any form that `bdfast.task.normalized` takes.
         change: What is done to them.
     """
 
@@ -123,7 +124,8 @@ class Shown(Batches):
 
     def ordered(self) -> Iterator[Batch]:
         """See `Batches`; a batch without such images is skipped."""
-        for _, (images, labels, *_) in self.numbered():
+        for _, (images, given, *_) in self.numbered():
+            labels = labels_for(images, given)
             changed, targets = self._change(images, labels)
             kept = targets != labels
             if bool(kept.any()):
@@ -133,8 +135,10 @@ class Shown(Batches):
 class Poisoned(Batches):
     """The same batches with some of the samples triggered and relabelled, as an attacker puts them in.
 
+    Labels keep their dtype and shape, so that the user's `forward` gets what it knows.
+
     Args:
-        batches: Clean images with labels.
+        batches: Clean images with labels, in any form that `bdfast.task.normalized` takes.
         trigger: The trigger.
         count: How many; all that can be poisoned, if there are fewer.
         seed: Of their choice.
@@ -148,7 +152,7 @@ class Poisoned(Batches):
         self._trigger = trigger
         candidates = []
         for numbers, (images, labels, *_) in batches.numbered():
-            candidates.append(numbers[trigger.victims(images, labels).cpu()])
+            candidates.append(numbers[trigger.victims(images, labels_for(images, labels)).cpu()])
         possible = torch.cat(candidates)
         if not len(possible):
             raise ValueError(
@@ -166,8 +170,27 @@ class Poisoned(Batches):
                 continue
             images, labels, *rest = batch
             images, labels = images.clone(), labels.clone()
-            images[poison], labels[poison] = self._trigger.planted(images[poison], labels[poison])
+            changed, targets = self._trigger.planted(images[poison], labels_for(images, labels)[poison])
+            images[poison] = changed
+            labels[poison] = targets.to(labels.dtype).reshape(labels[poison].shape)
             yield numbers, (images, labels, *rest)
+
+
+def labels_for(images: Tensor, labels: Tensor) -> Tensor:
+    """The labels of images [B, C, H, W] as int64 [B]; they may be [B, 1], or of another type, if whole numbers.
+
+    Raises:
+        ValueError: They are no whole numbers.
+    """
+    return class_numbers(labels, images.flatten(1))
+
+
+def _leads(attack: Attack, view: Triggered) -> bool:
+    """Whether the labels of the view are those of its attack."""
+    try:
+        return torch.equal(attack.relabel(view.original_labels), view.targets)
+    except ValueError:  # the attack has no label for some class
+        return False
 
 
 def _stored(changed: Tensor, like: Tensor) -> Tensor:

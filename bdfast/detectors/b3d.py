@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,13 +12,16 @@ from torch import Tensor
 
 from bdfast.data.batches import Batches
 from bdfast.detectors.base import BlackBox, Finding, Predict
-from bdfast.detectors.black_box_patch import Losses, PatchSearch, noise_images
+from bdfast.detectors.black_box_patch import Losses, Patch, PatchSearch, asked, noise_images
 from bdfast.detectors.per_class import anomaly_indices, chosen, over_all
 from bdfast.inversion.scene import MOST_IMAGES, gathered
 from bdfast.training import Run
 from bdfast.training.seeds import derived_seed
 
 NAME = "b3d"
+
+LEAST_NORM = 1e-6
+"""Masks with a smaller norm cover nothing, and the score is that of this one, so that it stays finite."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class B3D(BlackBox):
     How lambda moves is that of public implementations: after ten steps it rises by a fifth where 99 % of the
     predictions of the last ten are t, and else falls by a fifth.
 
-    Ours are: less noise in the gradients (`plain` for those above), the start, and that of each class the smallest mask
-    with success counts, and classes without any are no suspects.
+    Ours are: less noise in the gradients (`plain` for those above), the start, that clean images of class t itself do
+    not count, as in Neural Cleanse, and that of each class the smallest mask with success counts, and classes without
+    any are no suspects.
 
     Memory: no more than a batch of `clean` is asked for at a time, and beside it there are only the masks or patterns
-    of that batch, and the 1,000 first images. Time: 2 x steps x probes x images predictions for each class, which is
-    1.6 million for ten classes, and as published 128 million; noise adds probes x noise_steps for each of its images.
+    of that batch, and three copies of the 1,000 first images. Time: 2 x steps x probes x images predictions for each
+    class, which is 1.6 million for ten classes, and as published 128 million; noise adds probes x noise_steps for each
+    of its images.
 
     Attributes:
         steps: For each class.
@@ -101,8 +105,7 @@ class B3D(BlackBox):
         for name in ("success", "start"):
             if not 0 < (share := getattr(self, name)) < 1:
                 raise ValueError(f"{name}: expected a share in (0, 1), got {share}; see its default.")
-        if self.source not in ("clean", "noise"):
-            raise ValueError(f"source: expected clean or noise, got {self.source!r}; see its default.")
+        self.check_one_of("source", "clean", "noise")
         super().__post_init__()
 
     @torch.no_grad()
@@ -110,44 +113,44 @@ class B3D(BlackBox):
         """See `BlackBox.query`; evidence: "mask norm", in values of the image, and "success" of that mask.
 
         Raises:
-            ValueError: The images all have one pixel value, or are no images.
+            ValueError: The images all have one pixel value or one class, or are no images; or the answers are no
+                probabilities.
         """
-        given, _, (low, high) = gathered(clean, MOST_IMAGES)
+        given, own, (low, high) = gathered(clean, MOST_IMAGES)
         if not high > low:
             raise ValueError(
                 f"{clean.name}: expected images of more than one pixel value, got {low}; pass other images."
             )
         images = (given.to(torch.promote_types(given.dtype, torch.float32)) - low) / (high - low)
-
-        def losses(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            chances = predict((low + (high - low) * x).to(given.dtype)).to(x.dtype)
-            own = chances.gather(1, labels[:, None])[:, 0]
-            return -own.clamp_min(torch.finfo(x.dtype).tiny).log(), chances.argmax(1) == labels
-
-        count = predict(given[:1]).shape[1]
+        losses, count = asked(predict, given[: clean.batch_size], (low, high))
         labels = chosen(self.classes, count)
         if self.source == "noise":
-            draw = functools.partial(self._noise, losses, images, count, clean.batch_size, run.seed)
-            images = run.once(f"{NAME} noise", draw)["images"].to(images)
-        found: list[dict[str, Any]] = []
-        best: dict[str, Any] = {"norm": math.inf}
+            images = self._noise(losses, images, count, clean.batch_size, run.seed).to(images)
+            own = torch.full((len(images),), -1, device=images.device)
+        if not (labels := [label for label in labels if bool((own != label).any())]):
+            raise ValueError(
+                f"{clean.name}: expected images of at least two classes among the first {len(given)}, got one; pass "
+                "images of more classes, in random order."
+            )
+        found: list[tuple[float, float, bool]] = []
+        best, least = None, math.inf
         with run.progress.stage(NAME, len(labels)) as advance:
             for label in labels:
-                fit = functools.partial(self._fitted, losses, images, label, clean.batch_size, run.seed)
-                patch = run.once(f"{NAME} {label}", fit)
-                if patch["reached"] and patch["norm"] < best["norm"]:
-                    best = patch
-                found.append({name: patch[name] for name in ("norm", "success", "reached")})
+                patch = self._fitted(losses, images[own != label], label, clean.batch_size, run.seed)
+                norm = float(patch.mask.sum())
+                if patch.reached and norm < least:
+                    best, least = patch, norm
+                found.append((norm, patch.success, patch.reached))
                 advance(len(found))
         finding = self._finding(labels, found, count)
-        if not math.isfinite(best["norm"]):
+        if best is None:
             return finding
-        return replace(finding, trigger=low + (high - low) * best["pattern"].cpu(), mask=best["mask"].cpu())
+        return replace(finding, trigger=low + (high - low) * best.pattern.cpu(), mask=best.mask.cpu())
 
-    def _noise(self, losses: Losses, images: Tensor, count: int, batch_size: int, seed: int) -> dict[str, Tensor]:
+    def _noise(self, losses: Losses, images: Tensor, count: int, batch_size: int, seed: int) -> Tensor:
         draws = torch.Generator().manual_seed(derived_seed(seed, NAME, "noise"))
         labels = torch.arange(min(MOST_IMAGES, count * self.noise_images), device=images.device) % count
-        made = noise_images(
+        return noise_images(
             losses,
             images.shape[1:],
             labels,
@@ -159,21 +162,19 @@ class B3D(BlackBox):
             baseline=not self.plain,
             batch_size=batch_size,
         )
-        return {"images": made}
 
-    def _fitted(self, losses: Losses, images: Tensor, label: int, batch_size: int, seed: int) -> dict[str, Any]:
+    def _fitted(self, losses: Losses, images: Tensor, label: int, batch_size: int, seed: int) -> Patch:
         options = {field.name: getattr(self, field.name) for field in fields(PatchSearch) if hasattr(self, field.name)}
         draws = torch.Generator().manual_seed(derived_seed(seed, NAME, label))
-        patch = PatchSearch(**options, batch_size=batch_size).run(losses, images, label, draws)
-        return {**asdict(patch), "norm": float(patch.mask.sum())}
+        return PatchSearch(**options, batch_size=batch_size).run(losses, images, label, draws)
 
-    def _finding(self, labels: list[int], found: list[dict[str, Any]], count: int) -> Finding:
-        norms, success = [patch["norm"] for patch in found], [patch["success"] for patch in found]
+    def _finding(self, labels: list[int], found: list[tuple[float, float, bool]], count: int) -> Finding:
+        norms, success = [norm for norm, _, _ in found], [share for _, share, _ in found]
         middle, indices = statistics.median(norms), anomaly_indices(norms)
         evidence = {"mask norm": over_all(labels, norms, count), "success": over_all(labels, success, count)}
-        order = sorted((place for place in range(len(found)) if found[place]["reached"]), key=norms.__getitem__)
+        order = sorted((place for place in range(len(found)) if found[place][2]), key=norms.__getitem__)
         notes = []
-        if missed := [label for label, patch in zip(labels, found, strict=True) if not patch["reached"]]:
+        if missed := [label for label, (_, _, reached) in zip(labels, found, strict=True) if not reached]:
             notes.append(f"No patch led {self.success:.0%} of the images to {missed}; these classes are no suspects.")
         if not order:
             return Finding(0.0, evidence=evidence, notes=tuple(notes))
@@ -181,4 +182,5 @@ class B3D(BlackBox):
         limit = self.published_threshold or 0.0
         suspects = [labels[place] for place in order if limit * norms[place] < middle] or [labels[least]]
         notes.append(f"The anomaly index of the smallest mask is {indices[least]:.1f}.")
-        return Finding(middle / norms[least], tuple(suspects), evidence, notes=tuple(notes))
+        score = max(middle, LEAST_NORM) / max(norms[least], LEAST_NORM)
+        return Finding(score, tuple(suspects), evidence, notes=tuple(notes))

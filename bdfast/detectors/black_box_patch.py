@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bdfast.detectors import nes
+from bdfast.detectors.base import Predict
 
 Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images [B, C, H, W] in [0, 1] and labels [B] -> cross-entropy [B], and whether they are taken for that label [B]."""
@@ -20,6 +21,9 @@ WINDOW = 10
 
 UP, DOWN = 1.2, 0.8
 """Factors of lambda, after a step with success and without."""
+
+NEAR = 0.05
+"""How far from 1 probabilities may add up to: services round them."""
 
 LEAST, MOST = 1e-3, 1e4
 """Bounds of lambda, as multiples of the first; those of public implementations, which start at 0.01."""
@@ -57,7 +61,7 @@ class PatchSearch:
 
         Args:
             losses: The black box.
-            images: [N, C, H, W] in [0, 1].
+            images: [N, C, H, W] in [0, 1], of other classes.
             label: Of the class.
             draws: Draws images, masks and patterns.
         """
@@ -126,6 +130,48 @@ class PatchSearch:
             baseline=not self.plain,
         )
         return by_mask, by_pattern, sum(hits) / (2 * self.probes)
+
+
+def asked(predict: Predict, first: Tensor, limits: tuple[float, float]) -> tuple[Losses, int]:
+    """The losses by what a black box answers, and its number of classes K.
+
+    Args:
+        predict: See `Predict`; its answers may be on another device, and of another dtype.
+        first: Images [B, C, H, W], for which its values are checked; they tell the dtype that it takes.
+        limits: The pixel values that are 0 and 1 for the losses.
+
+    Raises:
+        ValueError: The answers are no probabilities; for later images by their shape alone.
+    """
+    low, high = limits
+    count = _answers(predict, first, whole=True).shape[1]
+
+    def losses(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chances = _answers(predict, (low + (high - low) * x).to(first.dtype)).to(x)
+        own = chances.gather(1, labels[:, None])[:, 0]
+        return -own.clamp_min(torch.finfo(x.dtype).tiny).log(), chances.argmax(1) == labels
+
+    return losses, count
+
+
+def _answers(predict: Predict, images: Tensor, *, whole: bool = False) -> Tensor:
+    """Probabilities [B, K] as they came; `whole`: their values are looked at, too."""
+    answers: object = predict(images)
+    got = type(answers).__name__
+    if isinstance(answers, Tensor):
+        got = f"a tensor {list(answers.shape)}"
+        if answers.ndim == 2 and len(answers) == len(images) and answers.numel():
+            if not whole:
+                return answers
+            least, sums = float(answers.min()), answers.double().sum(1)
+            if least >= 0 and bool(((sums - 1).abs() <= NEAR).all()):
+                return answers
+            got += f" with values from {least:.3g} to {float(answers.max()):.3g}, where the first row adds up to "
+            got += f"{float(sums[0]):.3g}"
+    raise ValueError(
+        f"model: expected probabilities [B, K] in [0, 1] that add up to 1, as a tensor, for B = {len(images)} images, "
+        f"got {got}; pass softmax(logits)."
+    )
 
 
 def share_of(z: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from bdfast.detectors.ebyd import EBYD
 from bdfast.inversion.opening import opened
 from bdfast.task import Forward, default_forward, device_of, normalized
 from bdfast.training import Run
+from bdfast.training.descriptions import number
 from bdfast.training.modes import eval_mode
-from bdfast.training.progress import Progress
+from bdfast.training.progress import Progress, as_progress
 
 
 def exposed(
@@ -26,7 +27,7 @@ def exposed(
     batch_size: int = 256,
     amp: bool = True,
     forward: Forward = default_forward,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> nn.Module:
     """A copy of a network that has lost its clean task, and as far as EBYD is right keeps its backdoor.
 
@@ -42,7 +43,7 @@ def exposed(
         batch_size: For a data set; a DataLoader brings its own.
         amp: Compute in bfloat16 where the device has instructions for it.
         forward: (model, batch) -> (logits, targets).
-        progress: Where to show progress.
+        progress: Show progress on stderr.
 
     Returns:
         The copy, in eval mode.
@@ -51,8 +52,8 @@ def exposed(
         ValueError: The images do not fit the network, or it is no better than a constant answer on them.
         FloatingPointError: A gradient is NaN or infinite.
     """
-    begun = opened(model, clean, seed=seed, batch_size=batch_size, amp=amp, forward=forward, progress=progress)
-    with begun as (batches, run):
+    given: dict[str, Any] = {"seed": number(seed), "batch_size": batch_size, "amp": amp, "forward": forward}
+    with opened(model, clean, progress=as_progress(progress), **given) as (batches, run):
         return (method or EBYD(rule="scale_free")).exposed(model, batches, run)
 
 

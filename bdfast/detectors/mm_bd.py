@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,13 +41,14 @@ class MMBD(Detector):
 
     Ours are: F has no location that is fitted, too (in the published code it has), so that classes with a margin below
     0, which the network answers nowhere, are left out; a spread of at least a hundredth; images are brought back into
-    the range in every step, and not only for the network; the largest margin of all steps counts.
+    the range in every step, and not only for the network; each image ends by itself, and the largest margin of all its
+    steps counts. Nothing is computed in bfloat16, which is coarser than the tolerance.
 
     Attributes:
         starts: Images for each class.
         steps: Most steps of the ascent.
         lr: Step length: what a gradient of 1 moves a pixel by, both for pixels in [0, 1].
-        tolerance: The ascent ends when no margin changes by more than this share of itself.
+        tolerance: The ascent of an image ends when its margin changes by no more than this share of itself.
         null: The distribution of the margins without a backdoor. A gamma distribution, or an exponential one.
         classes: Labels to look at; all when left out.
     """
@@ -71,8 +71,7 @@ class MMBD(Detector):
         self.check_positive("starts", "steps", "lr")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance: expected a number of at least 0, got {self.tolerance}; see its default.")
-        if self.null not in ("gamma", "exponential"):
-            raise ValueError(f"null: expected gamma or exponential, got {self.null!r}; see its default.")
+        self.check_one_of("null", "gamma", "exponential")
         super().__post_init__()
 
     def run(self, model: nn.Module, clean: Batches, run: Run) -> Finding:
@@ -81,7 +80,7 @@ class MMBD(Detector):
         Raises:
             ValueError: There are fewer than three classes to compare.
         """
-        with scene_of(model, clean, run) as scene:
+        with scene_of(model, clean, replace(run, amp=False)) as scene:
             labels = chosen(self.classes, scene.classes)
             if len(labels) < FEWEST:
                 raise ValueError(
@@ -92,8 +91,7 @@ class MMBD(Detector):
             with run.progress.stage(NAME, len(pairs)) as advance:
                 for first in range(0, len(pairs), scene.chunk):
                     part = pairs[first : first + scene.chunk]
-                    climb = functools.partial(self._margins, scene, part, run.seed)
-                    found += run.once(f"{NAME} {first}", climb)["margins"]
+                    found += self._margins(scene, part, run.seed)
                     advance(len(found))
         margins = [max(found[first : first + self.starts]) for first in range(0, len(found), self.starts)]
         largest = labels[max(range(len(labels)), key=margins.__getitem__)]
@@ -107,24 +105,26 @@ class MMBD(Detector):
         score = improbability(positive, self.null) if len(positive) >= FEWEST else 0.0
         return Finding(score, (largest,), {"margin": over_all(labels, margins, scene.classes)}, notes=tuple(notes))
 
-    def _margins(self, scene: Scene, pairs: list[tuple[int, int]], seed: int) -> dict[str, list[float]]:
-        """The margin that each (label, number of the start) leads to; the same in whatever batches."""
+    def _margins(self, scene: Scene, pairs: list[tuple[int, int]], seed: int) -> list[float]:
+        """The margin that each (label, number of the start) leads to; but for rounding, the same in all batches."""
         drawn = [torch.Generator().manual_seed(derived_seed(seed, NAME, *pair)) for pair in pairs]
         x = torch.stack([torch.rand(scene.images.shape[1:], generator=draws) for draws in drawn])
         targets = torch.tensor([label for label, _ in pairs], device=scene.images.device)
         place = (scene.images.device, torch.promote_types(scene.images.dtype, torch.float32))
-        return {"margins": self._ascended(scene, targets, x.to(*place)).tolist()}
+        return self._ascended(scene, targets, x.to(*place)).tolist()
 
     def _ascended(self, scene: Scene, targets: Tensor, x: Tensor) -> Tensor:
         """The largest margin [B] of the `targets` on the way from images x [B, C, H, W], in [0, 1], upwards."""
         best, before = x.new_full((len(x),), -torch.inf), x.new_full((len(x),), torch.nan)
+        ended = torch.zeros_like(targets, dtype=torch.bool)
         for _ in range(self.steps):
             x = x.detach().requires_grad_()
             margins = margins_of(scene.logits(scene.limits[0] + scene.span * x), targets)
             (gradient,) = torch.autograd.grad(margins.sum(), x)
             margins = margins.detach().to(x.dtype)
-            best = torch.maximum(best, margins)
-            if bool(((margins - before).abs() <= self.tolerance * before.abs()).all()):
+            best = torch.where(ended, best, torch.maximum(best, margins))
+            ended |= (margins - before).abs() <= self.tolerance * before.abs()
+            if bool(ended.all()):
                 break
             before = margins
             x = (x.detach() + self.lr * gradient).clamp(0, 1)

@@ -104,8 +104,7 @@ class NeuralCleanse(Detector):
             found: list[dict[str, Any]] = []
             with run.progress.stage(NAME, len(labels)) as advance:
                 for group in groups:
-                    name = f"{NAME} {group[0]}-{group[-1]}"
-                    found.append(run.once(name, functools.partial(self._fitted, scene, group, run.seed)))
+                    found.append(self._fitted(scene, group, run.seed))
                     advance(sum(map(len, groups[: len(found)])))
             return self._finding(labels, found, scene.classes, notes)
 

@@ -48,7 +48,7 @@ def opened(
     """
     device = device_of(model)
     batches = Batches(clean, device=device, batch_size=batch_size, name=name)
-    run = Run(seed=seed, forward=normalized(forward), amp=amp, progress=progress or Silent())
+    run = Run(seed=seed, forward=normalized(forward), amp=amp, progress=Silent() if progress is None else progress)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
         for warning in inspect(model, batches, run.forward).warnings():
             warnings.warn(warning, stacklevel=4)

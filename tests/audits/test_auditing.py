@@ -16,6 +16,7 @@ from bdfast.audits import (
     METHODS,
     Figures,
     PathAudit,
+    RelearningAudit,
 )
 
 
@@ -125,6 +126,16 @@ def test_a_network_at_chance_is_told(clean, shown):
     with pytest.warns(UserWarning, match="better than chance"):
         result = bdfast.audit(model, model, clean, shown, methods="path")
     assert "better than chance" in result.warnings[0]
+
+
+def test_what_brings_nothing_back_is_no_good_sign(planted, clean, shown):
+    """Neither audit gives a rate that could come back, so that nothing green may be said."""
+    after = forgotten(planted, clean)
+    result = bdfast.audit(planted, after, clean, shown, methods=["path", RelearningAudit(updates=1)], batch_size=32)
+    assert result.o_rate < 0.2
+    assert result.status == "not attacked"
+    assert result.verdict.startswith("not attacked: the ASR")
+    assert result.as_json()["status"] == "not attacked"
 
 
 def test_a_network_that_was_not_purified(planted, clean, shown):

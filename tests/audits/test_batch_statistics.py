@@ -35,6 +35,29 @@ def test_the_figures_are_those_of_evaluate(planted, clean, shown):
             assert (figures.acc, figures.rate) == (expected.acc, expected.asr)
 
 
+def test_the_clean_network_is_measured_with_new_statistics_too(planted, innocent, clean, shown):
+    hidden = stale(planted)
+    result = bdfast.audit(planted, hidden, clean, shown, clean_model=stale(innocent), methods="batch_statistics")
+    finding = result.results["batch_statistics"]
+    expected = bdfast.evaluate(stale(innocent), shown.data, shown, recalibrate_on=clean)
+    control = finding.clean_model_recalibrated
+    assert (control.acc, control.rate) == (expected.acc, expected.asr)
+    assert finding.by_itself == expected.asr
+    assert "A clean network has" in " ".join(finding.sentences(finding.after))
+    assert result.status == "superficial"
+
+
+def test_what_a_clean_network_shows_as_well_is_no_sign(planted, clean, shown):
+    """Here the control reaches as much."""
+    hidden = stale(planted)
+    result = bdfast.audit(planted, hidden, clean, shown, clean_model=hidden, methods="batch_statistics")
+    finding = result.results["batch_statistics"]
+    assert finding.by_itself == finding.p_rate > 0.95
+    assert not finding.hidden
+    assert result.back == []
+    assert result.status == "no sign"
+
+
 @pytest.mark.parametrize(("rate", "hidden"), [(0.25, True), (0.15, False), (None, False)])
 def test_what_counts_as_hidden(rate, hidden):
     start = None if rate is None else 0.0

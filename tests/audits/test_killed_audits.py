@@ -80,6 +80,28 @@ def test_a_surrogate_is_found_once(planted, clean, tmp_path, monkeypatch):
     assert figures(bdfast.audit(planted, stale(planted), clean, **arguments)) == expected
 
 
+@pytest.mark.parametrize("changing", ["clean", "test", "triggered"])
+def test_samples_that_change_are_refused(planted, clean, shown, tmp_path, changing):
+    class Changing(torch.utils.data.Dataset):
+        reads = 0
+
+        def __len__(self):
+            return len(clean)
+
+        def __getitem__(self, index):
+            self.reads += 1
+            image, label = clean[index][:2]
+            return image * (1 - self.reads % 997 / 1000), int(label)
+
+    data = Changing()
+    given = {"clean": clean, "triggered": shown, "test": shown.data}
+    given[changing] = bdfast.Triggered(data, ATTACK) if changing == "triggered" else data
+    bdfast.audit(planted, stale(planted), methods="batch_statistics", **given)
+    with pytest.raises(ValueError, match=f"{changing}: expected samples that are the same when they are read again"):
+        bdfast.audit(planted, stale(planted), methods="batch_statistics", workdir=tmp_path, **given)
+    assert not any(tmp_path.iterdir())
+
+
 def test_checkpoints_of_another_run(planted, innocent, clean, shown, tmp_path):
     method = RetuningAudit(epochs=1)
     after = forgotten(planted, clean)

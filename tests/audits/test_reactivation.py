@@ -124,6 +124,50 @@ def test_what_the_finding_measures(planted, clean, shown):
     assert finding.by_itself == finding.without_trigger.rate
 
 
+def test_the_trigger_may_be_brighter_than_all_images(planted, clean, shown):
+    assert float(clean.images.max()) < 255
+    with case_for(planted, planted, clean, shown) as (case, run):
+        perturbed, _ = ReactivationAudit(epochs=1, retuning=SHORT).fitted(case, run)
+    assert perturbed.limits == case.limits == (0, 1)
+    assert perturbed.eps == 16 / 255
+    with torch.no_grad():
+        for x in perturbed.network.parameters():
+            x.zero_()
+    triggered = ATTACK(clean.batch(torch.arange(len(clean)))[0])
+    assert torch.equal(perturbed(triggered), triggered)
+
+
+def test_a_clean_label_attack_is_shown_as_it_is_used(planted, clean, shown, monkeypatch):
+    """The perturbation is trained on images of the other classes, with the trigger of the test."""
+
+    class Doubled(bdfast.BadNets):
+        def poison(self, images, labels):
+            return self(images).mul(0.5)
+
+    attack = Doubled(size=2, target=0, clean_label=True)
+    view = bdfast.Triggered(shown.data, attack)
+    seen = []
+
+    def spy(answers, wanted, seen_by_clean, labels, alpha, *, untriggered):
+        seen.append(labels[untriggered:])
+        return reactivation_loss(answers, wanted, seen_by_clean, labels, alpha, untriggered=untriggered)
+
+    monkeypatch.setattr("bdfast.audits.reactivation.reactivation_loss", spy)
+    audit = ReactivationAudit(images=32, epochs=1, batch_size=32, retuning=SHORT)
+    with case_for(planted, planted, clean, view) as (case, run):
+        images = []
+        forward = run.forward
+        run.forward = lambda model, batch: images.append(batch[0]) or forward(model, batch)
+        SHORT.retuned(case, run)
+        images.clear()
+        audit.fitted(case, run)
+    labels = torch.cat(seen)
+    assert len(labels)
+    assert (labels != attack.target).all()
+    count = len(seen[0])
+    assert (images[0][-count:, :, -2:, -2:] == 1).all()
+
+
 def test_the_perturbation_is_small_and_stays_in_range():
     with seeded(0, torch.device("cpu")):
         images = 2 * torch.rand(5, 2, 8, 8) - 1

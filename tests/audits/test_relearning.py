@@ -26,7 +26,7 @@ def test_the_first_update_at_which_it_works(planted, innocent, clean, shown):
         assert counts[-1] <= max(updates, 4)
     assert f"after {finding.updates} updates" in " ".join(finding.sentences(result.after))
     assert result.p_rates == {}
-    assert result.status == "no sign"
+    assert result.status == "not attacked"
     assert result.verdict.startswith("not attacked")
 
 

@@ -116,6 +116,16 @@ def test_a_clean_label_attack_poisons_its_own_class(clean):
     assert torch.equal(poisoned.chosen, (clean.labels == 1).nonzero().squeeze(1))
 
 
+def test_a_network_with_integer_parameters(planted, clean, shown):
+    after = forgotten(planted, clean)
+    after.steps = torch.nn.Parameter(torch.tensor([3, 4]), requires_grad=False)
+    with case_for(planted, after, clean, shown) as (case, run):
+        model, curve = RetuningAudit(epochs=1, batch_size=32).retuned(case, run)
+    assert torch.equal(model.steps, torch.tensor([3, 4]))
+    assert not torch.equal(model[0].weight, after[0].weight)
+    assert curve[-1][0] == 3
+
+
 def test_nothing_that_can_be_poisoned(clean, shown):
     target_only = clean.subset((clean.labels == ATTACK.target).nonzero().squeeze(1))
     with pytest.raises(ValueError, match="clean: expected images that can be poisoned"):

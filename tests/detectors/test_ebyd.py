@@ -1,8 +1,10 @@
 """EBYD on small networks with and without a planted backdoor, its rules, the published run, and the test of inputs."""
 
 import copy
+from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -214,7 +216,7 @@ def test_a_network_that_knows_nothing_is_refused():
     ],
 )
 def test_options_that_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name}: expected"):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*; see its default"):
         EBYD(**{name: value})
 
 
@@ -239,3 +241,25 @@ def test_an_exposed_model_by_options():
     model = network(backdoor=True)
     pruned = exposed(model, images(2), method=EBYD(expose="prune"), amp=False)
     assert int((pruned[-1].weight == 0).all(0).sum()) >= 0.1 * 256
+
+
+def test_an_exposed_model_takes_progress_and_seeds_as_all_entry_points(capsys):
+    titles = []
+
+    class Shown:
+        @contextmanager
+        def stage(self, title, total):
+            titles.append(title)
+            yield lambda done, note="": None
+
+    model, method = network(backdoor=True), EBYD(updates=3)
+    shown = exposed(model, images(2), method=method, seed=5, amp=False, progress=True)
+    assert "expose 1" in capsys.readouterr().err
+    counted = exposed(model, images(2), method=method, seed=np.int64(5), amp=False, progress=Shown())
+    assert titles == ["expose 1"]
+    silent = exposed(model, images(2), method=method, seed=np.array(5), amp=False)
+    assert not any(capsys.readouterr())
+    other = exposed(model, images(2), method=method, seed=6, amp=False)
+    assert same(state_of(shown), state_of(counted))
+    assert same(state_of(shown), state_of(silent))
+    assert not same(state_of(shown), state_of(other))

@@ -99,6 +99,29 @@ def test_neither_the_values_of_the_images_nor_the_batches_matter():
     assert moved.evidence["margin"] == pytest.approx(expected.evidence["margin"])
 
 
+def test_each_image_ends_by_itself():
+    """So that where others end, in other batches, does not matter."""
+    method = MMBD(starts=4, steps=60, tolerance=0.03)
+    found = [method.run(Shortcut(1, 3.0), batches(batch_size=size), Run()).evidence["margin"] for size in (64, 7, 1)]
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert found[2] == pytest.approx(found[0], rel=1e-9)
+    longer = MMBD(starts=4, steps=60, tolerance=0.0).run(Shortcut(1, 3.0), batches(), Run()).evidence["margin"]
+    assert all(a < b for a, b in zip(found[0], longer, strict=True))
+
+
+def test_nothing_is_computed_in_bfloat16(monkeypatch):
+    class Watched(Shortcut):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.add(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    seen, run = set(), Run()
+    monkeypatch.setattr("bdfast.training.precision.computes_in_bfloat16", lambda device: True)
+    MMBD(starts=1, steps=2).run(Watched(1, 3.0), batches(), run)
+    assert seen == {False}
+    assert run.amp
+
+
 def test_the_same_seed_gives_the_same_bits_and_the_network_is_left_as_it_was():
     network = Shortcut(1, 3.0).train()
     first, second, other = (
@@ -170,7 +193,7 @@ def test_classes_that_are_answered_nowhere_are_left_out():
     [
         ({"starts": 0}, "starts: expected a positive number, got 0"),
         ({"tolerance": -1}, "tolerance: expected a number of at least 0, got -1"),
-        ({"null": "normal"}, "null: expected gamma or exponential, got 'normal'"),
+        ({"null": "normal"}, "null: expected one of 'gamma', 'exponential', got 'normal'; see"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

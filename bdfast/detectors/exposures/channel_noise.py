@@ -86,7 +86,7 @@ def noisy(
         run: Seed, precision, progress and history.
         batch_statistics: Whether BatchNorm normalises with the batch.
         ended: Asked after every budget.
-        stage: How its names in history, progress and checkpoints begin.
+        stage: How its names in history and progress begin.
         official: As the published code: noise is drawn anew for every step, which has a length of 0.2 and may leave the
             budget; the last noise stays.
         budgets: In ascending order.

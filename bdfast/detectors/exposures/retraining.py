@@ -52,11 +52,11 @@ def retrained(
     Args:
         model: Only read.
         images: Clean images, in batches of the size of an update.
-        run: Seed, precision, progress, history and checkpoints.
+        run: Seed, precision, progress and history.
         loss_of: Logits [..., K] in float32 or more, targets [...] -> [].
         schedule: See there.
         ended: Asked after every epoch.
-        stage: Its name in history, progress and checkpoints; the order of batches follows from it and the seed.
+        stage: Its name in history and progress; the order of batches follows from it and the seed.
 
     Raises:
         FloatingPointError: A gradient is NaN or infinite.
