@@ -191,7 +191,14 @@ def test_errors(network, suspicious, tmp_path):
         suppress(network, suspicious, gama=0.1)
     with pytest.raises(ValueError, match=r"method: expected its options inside ABLSuppression\(...\), got lr beside"):
         suppress(network, suspicious, method=ABLSuppression(), lr=0.1)
-    for truth in ([200], [-1], torch.zeros(199, dtype=torch.bool), [0.5], [0, 1] * 100, torch.zeros(2, 2, dtype=torch.int64)):
+    for truth in (
+        [200],
+        [-1],
+        torch.zeros(199, dtype=torch.bool),
+        [0.5],
+        [0, 1] * 100,
+        torch.zeros(2, 2, dtype=torch.int64),
+    ):
         with pytest.raises(ValueError, match=r"truth: expected \[200\] bool"):
             suppress(network, suspicious, truth=truth)
     with pytest.raises(ValueError, match="suspicious: expected at least one sample"):
