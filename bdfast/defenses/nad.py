@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -77,16 +76,14 @@ class NADDefense(Staged):
         teacher = copy_of(model)
 
         def train(options: NADDefense, images: Batches, stage: str) -> None:
-            before = copy.deepcopy(teacher.state_dict())
-            try:
-                options.fine_tune(teacher, given, images, run, stage.replace("fine-tune", "teacher"))
-            except FloatingPointError:
-                teacher.load_state_dict(before)
-                raise
+            options.fine_tune(teacher, given, images, run, stage.replace("fine-tune", "teacher"))
             loss = AttentionLoss(run, options.label_smoothing, teacher=teacher, layers=layers, beta=options.beta)
             options.fine_tune(model, given, images, run, stage, loss=loss)
 
-        return Begun(train, found={"attention_layers": [layer.name for layer in layers]})
+        def restart() -> None:
+            teacher.load_state_dict(given.state_dict())
+
+        return Begun(train, found={"attention_layers": [layer.name for layer in layers]}, restart=restart)
 
 
 @dataclass(frozen=True)

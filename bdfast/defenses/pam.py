@@ -110,7 +110,11 @@ class PAMDefense(Distilling, InRounds):
                 )
                 fresh = False
 
-        return Begun(train, found={"target": first.target, "evidence": first.evidence})
+        def restart() -> None:
+            nonlocal inversion, fresh
+            inversion, fresh = first, True
+
+        return Begun(train, found={"target": first.target, "evidence": first.evidence}, restart=restart)
 
     def optimizer(self, model: nn.Module, given: nn.Module) -> PAM:
         """SGD with the gradient at weights moved towards `given`."""

@@ -34,6 +34,7 @@ class Begun:
         neurons: See `Outcome`.
         found: See `Outcome`.
         done: What was done to the model, for `found`, unless that is undone.
+        restart: Called when the model is again as it was here, to bring back what else training has changed.
     """
 
     train: Callable[[Any, Batches, str], None]
@@ -41,6 +42,7 @@ class Begun:
     neurons: torch.Tensor | None = None
     found: dict[str, Any] = field(default_factory=dict)
     done: dict[str, Any] = field(default_factory=dict)
+    restart: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,14 @@ class Staged(FineTuning):
         judge = Judge(given, clean, run, target=self.suspected())
         begun = self.begin(model, given, judge.tuning, run, judge.surrogates)
         options, data = self._sized(judge.tuning)
-        begun_at: list[str] = []
+        tried: list[float] = []
 
         def train(rate: float) -> None:
-            # Checkpoints go by the name, and a ladder that is lowered may come to a rate of before.
-            name = f"fine-tune at {rate:g}" + ", again" * begun_at.count(f"{rate:g}")
-            begun_at.append(f"{rate:g}")
+            if tried and rate < tried[-1]:  # a ladder that was lowered
+                begun.restart()
+            # Checkpoints go by the name, and a lowered ladder may come to a rate of before.
+            name = f"fine-tune at {rate:g}" + ", again" * [f"{x:g}" for x in tried].count(f"{rate:g}")
+            tried.append(rate)
             begun.train(replace(options, lr=rate), data, name)
 
         choice = climb(
