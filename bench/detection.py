@@ -68,7 +68,7 @@ class Network:
         return f"{self.kind}-{self.data}-{self.family}-{self.seed}"
 
 
-def networks() -> Iterator[Network]:
+def every_network() -> Iterator[Network]:
     for kind in KINDS:
         for data in EPOCHS:
             for seed in (*CALIBRATING, *MEASURING):
@@ -120,7 +120,7 @@ def train(networks: Path, threads: int = 1) -> None:
     """Train every network that is not there."""
     torch.set_num_threads(threads)
     networks.mkdir(parents=True, exist_ok=True)
-    for network in globals()["networks"]():
+    for network in every_network():
         _trained(network, networks)
 
 
@@ -147,7 +147,7 @@ def run(
     """Scan every network that has no record of this method yet; `only`: whose name contains it."""
     torch.set_num_threads(threads)
     done = {(row["method"], row["name"]) for row in _rows(results)}
-    for network in globals()["networks"]():
+    for network in every_network():
         if (method, network.name) in done or only not in network.name:
             continue
         model = _trained(network, networks)

@@ -6,25 +6,21 @@ import json
 import math
 import sys
 from dataclasses import dataclass
-from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bdfast.cli.inputs import DataInput, ModelInput, drawn
+from bdfast.cli.method_arguments import Flat, parsed
 from bdfast.cli.sarif import as_sarif
 from bdfast.detectors import METHODS, Calibration, Detection, Detector
 from bdfast.detectors.detection import detect
-from bdfast.errors import nearest
 from bdfast.files import finite, writable_folder
-from bdfast.methods import list_methods
 from bdfast.training.progress import Bars, Silent
 
-Flat = tyro.conf.arg(name="")
 SHOWN = 5
 """Classes in the table: the suspects, and the first of the others."""
 
@@ -68,25 +64,9 @@ class Detect:
 
 def main(arguments: list[str]) -> None:
     """Run `bdfast detect METHOD`."""
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if name in ("-h", "--help"):
-        methods = list_methods("detect")
-        width = max(10, *(len(method.name) + 2 for method in methods))
-        lines = [f"  {method.name:<{width}}{method.summary}" for method in methods]
-        usage = ["usage: bdfast detect METHOD WEIGHTS --data DATA [OPTIONS]", "", *lines, ""]
-        sys.stdout.write("\n".join([*usage, "Options: bdfast detect METHOD --help\n"]))
-        return
-    if name not in METHODS:
-        raise ValueError(f"expected a method ({', '.join(METHODS)}), got {name!r}; {nearest(name, METHODS)}")
-    options: type[Detector] = METHODS[name]
-    command, method = tyro.cli(
-        tuple[Annotated[Detect, Flat], Annotated[options, Flat]],  # type: ignore[valid-type]
-        prog=f"bdfast detect {name}",
-        args=rest,
-        description=cleandoc(options.__doc__ or "").split("\n\nAttributes:")[0],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    _detect(command, method)
+    found = parsed("detect", "WEIGHTS --data DATA", Detect, METHODS, arguments)
+    if found is not None:
+        _detect(*found)
 
 
 def _detect(command: Detect, method: Detector) -> None:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.table import Table
 
 from bdfast import report
 from bdfast.cli.inputs import CleanInput, ModelInput, drawn
+from bdfast.cli.method_arguments import Flat, parsed
 from bdfast.cli.terminal import Output
 from bdfast.data.augmentation import Augmentation
 from bdfast.defenses import METHODS, Defense
 from bdfast.defenses.purification import purify
-from bdfast.errors import nearest
 from bdfast.files import writable_folder
-from bdfast.methods import list_methods
-
-Flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True)
@@ -59,26 +54,9 @@ class Purify:
 
 def main(arguments: list[str]) -> None:
     """Run `bdfast purify METHOD`."""
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if name in ("-h", "--help"):
-        methods = list_methods("purify")
-        width = max(10, *(len(method.name) + 2 for method in methods))
-        lines = [f"  {method.name:<{width}}{method.summary}" for method in methods]
-        usage = ["usage: bdfast purify METHOD WEIGHTS --data DATA [OPTIONS]", "", *lines, ""]
-        sys.stdout.write("\n".join([*usage, "Options: bdfast purify METHOD --help\n"]))
-        return
-    if name not in METHODS:
-        raise ValueError(f"expected a method ({', '.join(METHODS)}), got {name!r}; {nearest(name, METHODS)}")
-    options: type[Defense] = METHODS[name]
-    prog = f"bdfast purify {name}"
-    command, method = tyro.cli(
-        tuple[Annotated[Purify, Flat], Annotated[options, Flat]],  # type: ignore[valid-type]
-        prog=prog,
-        args=rest,
-        description=cleandoc(options.__doc__ or "").split("\n\nAttributes:")[0],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    _purify(command, method)
+    found = parsed("purify", "WEIGHTS --data DATA", Purify, METHODS, arguments)
+    if found is not None:
+        _purify(*found)
 
 
 def _purify(command: Purify, method: Defense) -> None:

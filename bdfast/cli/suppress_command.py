@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import Dataset
 
 from bdfast.cli.inputs import DataInput
+from bdfast.cli.method_arguments import Flat, parsed
 from bdfast.cli.terminal import Output
 from bdfast.data.augmentation import Augmentation
 from bdfast.data.batches import Batches
 from bdfast.data.image_folder import ClassFolders
 from bdfast.data.images import ImageTensors
 from bdfast.data.named_sets import named_data
-from bdfast.errors import nearest
 from bdfast.files import finite, whole_file, writable_folder
-from bdfast.methods import list_methods
 from bdfast.models.preact_resnet import Stem
 from bdfast.models.spec import ModelSpec
 from bdfast.scenario import untrained
 from bdfast.suppression import METHODS, Suppression
 from bdfast.suppression.suppressing import suppress
 
-Flat = tyro.conf.arg(name="")
 COLORS = 3
 """Channels of folders and torchvision sets, unless they are asked for in grey."""
 
@@ -145,25 +140,9 @@ class Suppress:
 
 def main(arguments: list[str]) -> None:
     """Run `bdfast suppress METHOD`."""
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if name in ("-h", "--help"):
-        methods = list_methods("suppress")
-        width = max(10, *(len(method.name) + 2 for method in methods))
-        lines = [f"  {method.name:<{width}}{method.summary}" for method in methods]
-        usage = ["usage: bdfast suppress METHOD --data DATA [OPTIONS]", "", *lines, ""]
-        sys.stdout.write("\n".join([*usage, "Options: bdfast suppress METHOD --help\n"]))
-        return
-    if name not in METHODS:
-        raise ValueError(f"expected a method ({', '.join(METHODS)}), got {name!r}; {nearest(name, METHODS)}")
-    options: type[Suppression] = METHODS[name]
-    command, method = tyro.cli(
-        tuple[Annotated[Suppress, Flat], Annotated[options, Flat]],  # type: ignore[valid-type]
-        prog=f"bdfast suppress {name}",
-        args=rest,
-        description=cleandoc(options.__doc__ or "").split("\n\nAttributes:")[0],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    _suppress(command, method)
+    found = parsed("suppress", "--data DATA", Suppress, METHODS, arguments)
+    if found is not None:
+        _suppress(*found)
 
 
 def _suppress(command: Suppress, method: Suppression) -> None:

@@ -6,7 +6,7 @@ from bdfast.detectors.calibration import Calibration, FalseAlarms
 from bdfast.detectors.detection import calibrate, detect
 from bdfast.detectors.detection_result import Detection
 from bdfast.detectors.ebyd import EBYD
-from bdfast.detectors.exposure import agrees, exposed, flagged
+from bdfast.detectors.exposed_network import agrees, exposed, flagged
 from bdfast.detectors.mm_bd import MMBD
 from bdfast.detectors.neural_cleanse import NeuralCleanse
 from bdfast.detectors.surrogate import SurrogateDetector

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from audit_cases import CLASSES, pictures
 from safetensors.torch import load_file
 
 import bdfast
@@ -16,27 +17,15 @@ from bdfast.attacks.trigger_files import save_trigger, trigger_path
 from bdfast.audits import Audit, BatchStatisticsFinding, Figures, RetuningAudit
 from bdfast.cli import audit_command, main
 from bdfast.data.data_source import DataSource
-from bdfast.data.images import ImageTensors
 from bdfast.data.sources import SOURCES
 from bdfast.io.checkpoints import save_weights
 from bdfast.models import ModelSpec
 from bdfast.training import fit
 from bdfast.training.seeds import seeded
 
-CLASSES = 4
 ATTACK = bdfast.BadNets(target=1, poison_rate=0.2)
 SPEC = ModelSpec(num_classes=CLASSES, in_channels=1, width=4)
 QUICK = ["--retuning.epochs", "1", "--retuning.batch-size", "32"]
-
-
-def pictures(count: int, seed: int) -> ImageTensors:
-    """8 x 8, grey; the class is the bright row pair."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % CLASSES
-    images = torch.randint(0, 100, (count, 1, 8, 8), generator=draws)
-    for row in range(2):
-        images[torch.arange(count), 0, 2 * labels + row, :5] += 90
-    return ImageTensors(images.to(torch.uint8), labels)
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,11 @@ def calibration(scores, **changes):
 @pytest.mark.parametrize(("count", "share", "rank"), [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (99, 0.1, 90)])
 def test_the_threshold_is_the_score_that_a_new_network_exceeds_as_seldom_as_asked(count, share, rank):
     scores = [float(score) for score in range(1, count + 1)]
-    assert calibration(reversed(scores)).threshold(share) == rank
-    assert 1 - rank / (count + 1) <= share + 1e-12
-    assert 1 - (rank - 1) / (count + 1) > share + 1e-12
+    threshold = calibration(reversed(scores)).threshold(share)
+    assert threshold == rank
+    # The scores are their own ranks, and a new network is as likely to fall between any two of them.
+    assert 1 - threshold / (count + 1) <= share + 1e-12
+    assert 1 - (threshold - 1) / (count + 1) > share + 1e-12
 
 
 def test_too_few_networks_promise_nothing():

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bdfast.data.batches import Batches
 from bdfast.detectors.ebyd import EBYD
-from bdfast.detectors.exposure import agrees, exposed, flagged
+from bdfast.detectors.exposed_network import agrees, exposed, flagged
 from bdfast.detectors.exposures.top_class import statistic
 from bdfast.training import Run
 from bdfast.training.seeds import derived_seed, seeded

@@ -39,7 +39,7 @@ def test_the_calibrations(detection):
 
 def test_every_network_was_scanned_once(detection):
     rows = [json.loads(line) for line in detection.RESULTS.read_text(encoding="utf-8").splitlines()]
-    names = [network.name for network in detection.networks()]
+    names = [network.name for network in detection.every_network()]
     for method in {row["method"] for row in rows}:
         assert sorted(row["name"] for row in rows if row["method"] == method) == sorted(names)
 
